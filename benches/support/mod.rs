@@ -1,0 +1,61 @@
+//! What the benches share: an always-ready service, and balancers over it.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    task::{Context, Poll, Waker},
+};
+
+use tower::{Layer, Service, discover::ServiceList};
+use tower_lb::{Balance, Policy, each, from_discover};
+
+/// Answers at once: what is left is the balancer's own cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Echo;
+
+impl Service<u64> for Echo {
+    type Response = u64;
+    type Error = Infallible;
+    type Future = Ready<Result<u64, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: u64) -> Self::Future {
+        ready(Ok(request))
+    }
+}
+
+/// A balancer over `n` endpoints, its driver polled until all are members.
+pub fn balance<P, L>(n: usize, layer: L, policy: P) -> Balance<P, L::Service, u64, usize>
+where
+    L: Layer<Echo, Service: Clone + Send + Sync + 'static> + Clone,
+    P: Policy<usize, L::Service, u64>,
+{
+    let discover = each(layer).layer(from_discover(ServiceList::new::<u64>(vec![Echo; n])));
+    let (balance, mut driver) = Balance::pair(discover, policy);
+    let mut cx = Context::from_waker(Waker::noop());
+    while balance.endpoints().len() < n {
+        let _ = Pin::new(&mut driver).poll(&mut cx);
+    }
+    // A driver that is dropped leaves the balancer with the set that it has.
+    balance
+}
+
+/// One request, from `poll_ready` to the answer, without a runtime.
+#[inline]
+pub fn request<S>(service: &mut S) -> u64
+where
+    S: Service<u64, Response = u64, Error: std::fmt::Debug>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(service.poll_ready(&mut cx).is_ready());
+    let future = std::pin::pin!(service.call(7));
+    match future.poll(&mut cx) {
+        Poll::Ready(Ok(answer)) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+use std::pin::Pin;

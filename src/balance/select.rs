@@ -1,0 +1,364 @@
+use std::{
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::{Stream, stream::FuturesUnordered};
+use tokio::sync::futures::OwnedNotified;
+use tower::{BoxError, Service};
+use tracing::debug;
+
+use super::shared::{Shared, Snapshot, Standing, WhenEmpty};
+use crate::{
+    endpoint::{Address, Endpoint},
+    error::{NotChosen, NotReady},
+    policy::{Candidates, Choice, Passed, PickContext, Policy, Rng},
+};
+
+/// The search for a ready member: what `poll_ready` and the response future have in common.
+///
+/// Dropped at any time, it gives back all that it has reserved.
+pub(super) struct Selection<S, Req> {
+    /// Set once the first choice was not ready at once.
+    wait: Option<Box<Wait<S, Req>>>,
+}
+
+/// What a search ends with.
+pub(super) enum Selected<A, S> {
+    Reserved(Reserved<A, S>),
+    NeedsRequest,
+    /// The call is to answer this, unless a newer snapshot than `version` comes before it.
+    Failed { error: BoxError, version: u64 },
+}
+
+/// A clone of a member's service that is ready for one request.
+pub(super) struct Reserved<A, S> {
+    pub(super) service: S,
+    pub(super) endpoint: Endpoint<A>,
+    id: u64,
+    version: u64,
+}
+
+struct Wait<S, Req> {
+    /// Of the snapshot that `passed` has the positions of.
+    version: u64,
+    passed: Passed,
+    passed_count: usize,
+    /// The members that were not ready. Kept, for their wakers and their places in queues.
+    pending: FuturesUnordered<Readiness<S, Req>>,
+    failed: Option<(String, BoxError)>,
+    failed_count: usize,
+    /// Created before the snapshot is read, so that no publication is missed.
+    published: Pin<Box<OwnedNotified>>,
+}
+
+impl<S, Req> Selection<S, Req> {
+    pub(super) const fn new() -> Self {
+        Self { wait: None }
+    }
+
+    /// Finds a ready member; `request` is `None` in `poll_ready`.
+    ///
+    /// Pending: the wakers are registered with every member that was polled and with the next
+    /// publication.
+    #[inline]
+    pub(super) fn poll<A, P>(
+        &mut self,
+        shared: &Shared<A, S, P, P::Table>,
+        rng: &mut Rng,
+        request: Option<&Req>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Selected<A, S>>
+    where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>> + Clone,
+        P: Policy<A, S, Req>,
+    {
+        if self.wait.is_none() {
+            let snapshot = shared.snapshot.load();
+            let candidates = Candidates::new(&snapshot.members, None);
+            let pick = &mut PickContext::new(request, rng);
+            let choice = match snapshot.standing {
+                Standing::Open => shared.policy.pick(&snapshot.table, candidates, pick),
+                _ => Choice::None,
+            };
+            match choice {
+                Choice::Member(position) if candidates.contains(position) => {
+                    let member = &snapshot.members[position];
+                    let mut reserved = Reserved {
+                        service: member.service.clone(),
+                        endpoint: member.endpoint.clone(),
+                        id: member.id,
+                        version: snapshot.version,
+                    };
+                    // Services are foreign code: not under the guard.
+                    drop(snapshot);
+                    match reserved.service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {
+                            return Poll::Ready(Selected::Reserved(reserved));
+                        }
+                        unready => self.pass_over(shared, reserved, unready),
+                    }
+                }
+                Choice::NeedsRequest if request.is_none() => {
+                    return Poll::Ready(Selected::NeedsRequest);
+                }
+                _ => {}
+            }
+        }
+        self.poll_wait(shared, rng, request, cx)
+    }
+
+    /// Starts to wait, with a member that turned out not to be ready.
+    #[cold]
+    pub(super) fn pass_over<A, P, T>(
+        &mut self,
+        shared: &Shared<A, S, P, T>,
+        reserved: Reserved<A, S>,
+        readiness: Poll<Result<(), S::Error>>,
+    ) where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>>,
+    {
+        let wait = self
+            .wait
+            .get_or_insert_with(|| Box::new(Wait::new(shared, reserved.version)));
+        let snapshot = shared.snapshot.load();
+        if snapshot.version == reserved.version {
+            if let Some(position) = snapshot.candidate(reserved.id) {
+                wait.passed_count += usize::from(wait.passed.insert(position));
+            }
+        }
+        match readiness {
+            Poll::Ready(Err(error)) => wait.fail(&reserved.endpoint, error.into()),
+            _ => wait.pending.push(Readiness::new(reserved.id, reserved.service)),
+        }
+    }
+
+    #[cold]
+    fn poll_wait<A, P>(
+        &mut self,
+        shared: &Shared<A, S, P, P::Table>,
+        rng: &mut Rng,
+        request: Option<&Req>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Selected<A, S>>
+    where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>> + Clone,
+        P: Policy<A, S, Req>,
+    {
+        let wait = self
+            .wait
+            .get_or_insert_with(|| Box::new(Wait::new(shared, NO_VERSION)));
+        loop {
+            let snapshot = shared.snapshot.load_full();
+            wait.follow(&snapshot);
+            let failed = |error| {
+                let version = snapshot.version;
+                Some(Selected::Failed { error, version })
+            };
+            let selected = match &snapshot.standing {
+                Standing::Unreported => None,
+                Standing::Empty(_) if shared.config.when_empty == WhenEmpty::Wait => None,
+                Standing::Empty(error) => failed(error.clone().into()),
+                Standing::Closed(error) => failed((*error).into()),
+                Standing::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
+            };
+            if let Some(selected) = selected {
+                self.wait = None;
+                return Poll::Ready(selected);
+            }
+            drop(snapshot);
+            ready!(wait.published.as_mut().poll(cx));
+            wait.published = Box::pin(shared.published.clone().notified_owned());
+        }
+    }
+}
+
+impl<S, Req> Wait<S, Req> {
+    fn new<A, P, T>(shared: &Shared<A, S, P, T>, version: u64) -> Self {
+        Self {
+            version,
+            passed: Passed::default(),
+            passed_count: 0,
+            pending: FuturesUnordered::new(),
+            failed: None,
+            failed_count: 0,
+            published: Box::pin(shared.published.clone().notified_owned()),
+        }
+    }
+
+    fn fail(&mut self, endpoint: &Endpoint<impl Address>, error: BoxError) {
+        debug!(%endpoint, %error, "endpoint failed to become ready");
+        self.failed_count += 1;
+        self.failed = Some((endpoint.to_string(), error));
+    }
+
+    /// Goes over to `snapshot`: lets go of who left, and tries again who failed.
+    fn follow<A, T>(&mut self, snapshot: &Snapshot<A, S, T>) {
+        if self.version == snapshot.version {
+            return;
+        }
+        self.version = snapshot.version;
+        self.passed = Passed::default();
+        self.passed_count = 0;
+        self.failed = None;
+        self.failed_count = 0;
+        for readiness in std::mem::take(&mut self.pending) {
+            if let Some(position) = snapshot.candidate(readiness.id) {
+                self.passed_count += usize::from(self.passed.insert(position));
+                self.pending.push(readiness);
+            }
+        }
+    }
+
+    /// Polls who was passed over, and asks for others until one is ready or none is left.
+    fn search<A, P>(
+        &mut self,
+        snapshot: &Snapshot<A, S, P::Table>,
+        policy: &P,
+        rng: &mut Rng,
+        request: Option<&Req>,
+        cx: &mut Context<'_>,
+    ) -> Option<Selected<A, S>>
+    where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>> + Clone,
+        P: Policy<A, S, Req>,
+    {
+        loop {
+            while let Poll::Ready(Some((id, readiness))) =
+                Pin::new(&mut self.pending).poll_next(cx)
+            {
+                let Some(position) = snapshot.candidate(id) else {
+                    continue;
+                };
+                let endpoint = snapshot.members[position].endpoint();
+                match readiness {
+                    Ok(service) => {
+                        return Some(Selected::Reserved(Reserved {
+                            service,
+                            endpoint: endpoint.clone(),
+                            id,
+                            version: snapshot.version,
+                        }));
+                    }
+                    Err(error) => self.fail(endpoint, error.into()),
+                }
+            }
+            match self.next(snapshot, policy, rng, request) {
+                Choice::Member(position) => {
+                    self.passed_count += usize::from(self.passed.insert(position));
+                    let member = &snapshot.members[position];
+                    self.pending
+                        .push(Readiness::new(member.id, member.service.clone()));
+                }
+                Choice::NeedsRequest => return Some(Selected::NeedsRequest),
+                Choice::None if !self.pending.is_empty() => return None,
+                Choice::None => {
+                    let error = match self.failed.take() {
+                        Some((endpoint, error)) => {
+                            NotReady::new(endpoint, self.failed_count, error).into()
+                        }
+                        None => NotChosen.into(),
+                    };
+                    let version = snapshot.version;
+                    return Some(Selected::Failed { error, version });
+                }
+            }
+        }
+    }
+
+    /// Asks the policy for a member that has not been passed over.
+    fn next<A, P>(
+        &self,
+        snapshot: &Snapshot<A, S, P::Table>,
+        policy: &P,
+        rng: &mut Rng,
+        request: Option<&Req>,
+    ) -> Choice
+    where
+        P: Policy<A, S, Req>,
+    {
+        let passed = (self.passed_count > 0).then_some(&self.passed);
+        let candidates = Candidates::new(&snapshot.members, passed);
+        if self.passed_count < PICKS_BEFORE_SWEEP || request.is_some() {
+            let pick = &mut PickContext::new(request, rng);
+            match policy.pick(&snapshot.table, candidates, pick) {
+                Choice::Member(position) if !candidates.contains(position) => {}
+                Choice::NeedsRequest if request.is_some() => return Choice::None,
+                choice => return choice,
+            }
+        }
+        // So many were not ready that any that is will do; or the policy looks at no candidates.
+        let len = snapshot.members.len();
+        let start = rng.below(len as u32) as usize;
+        (start..len)
+            .chain(0..start)
+            .find(|&position| candidates.contains(position))
+            .map_or(Choice::None, Choice::Member)
+    }
+}
+
+impl<A, S> Reserved<A, S> {
+    /// Returns whether the reservation's member may still be called.
+    #[inline]
+    pub(super) fn holds<P, T>(&self, shared: &Shared<A, S, P, T>) -> bool {
+        shared.is_current(self.version) || shared.snapshot.load().candidate(self.id).is_some()
+    }
+}
+
+/// Drives one service to ready.
+struct Readiness<S, Req> {
+    id: u64,
+    service: Option<S>,
+    _request: PhantomData<fn(Req)>,
+}
+
+impl<S, Req> Readiness<S, Req> {
+    const fn new(id: u64, service: S) -> Self {
+        Self {
+            id,
+            service: Some(service),
+            _request: PhantomData,
+        }
+    }
+}
+
+impl<S: Service<Req>, Req> Future for Readiness<S, Req> {
+    type Output = (u64, Result<S, S::Error>);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let Some(service) = &mut this.service else {
+            return Poll::Pending;
+        };
+        let result = ready!(service.poll_ready(cx));
+        // The service goes, ready or failed: a failed one must not be polled again.
+        this.service.take().map_or(Poll::Pending, |service| {
+            Poll::Ready((this.id, result.map(|()| service)))
+        })
+    }
+}
+
+// The service is moved out, never pinned.
+impl<S, Req> Unpin for Readiness<S, Req> {}
+
+impl<S, Req> fmt::Debug for Selection<S, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wait = self.wait.as_ref();
+        f.debug_struct("Selection")
+            .field("not_ready", &wait.map_or(0, |wait| wait.pending.len()))
+            .field("failed", &wait.map_or(0, |wait| wait.failed_count))
+            .finish()
+    }
+}
+
+/// No snapshot has it.
+const NO_VERSION: u64 = u64::MAX;
+
+/// A policy that scans costs O(n) a pick: beyond this many, a sweep finds the ready ones in O(n) in all.
+const PICKS_BEFORE_SWEEP: usize = 16;

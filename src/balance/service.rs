@@ -1,0 +1,202 @@
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tower::{BoxError, Service, discover::Discover};
+
+use super::{
+    driver::Driver,
+    future::ResponseFuture,
+    layer::BalanceLayer,
+    select::{Reserved, Selected, Selection},
+    shared::Shared,
+};
+use crate::{
+    endpoint::{Address, Endpoint},
+    policy::{Member, Policy, Rng},
+};
+
+/// Spreads requests over a changing set of endpoints.
+///
+/// A handle: clones share members, loads and policy, and are made in O(1) whatever the number of members. An
+/// idle handle keeps nothing alive but the balancer itself; when the last one goes, driver, discovery
+/// and every service go.
+///
+/// Cost of a request: that of the policy's pick, one clone of the member's service and of its endpoint, no
+/// allocation, no lock.
+///
+/// # Cancel safety
+///
+/// Dropping a handle gives back what it has reserved.
+pub struct Balance<P, S, Req, A = SocketAddr>
+where
+    P: Policy<A, S, Req>,
+{
+    shared: Arc<Shared<A, S, P, P::Table>>,
+    state: State<A, S>,
+    selection: Selection<S, Req>,
+    rng: Rng,
+}
+
+enum State<A, S> {
+    /// `call` chooses.
+    Idle,
+    /// `call` goes here, if the member is still there then.
+    Reserved(Reserved<A, S>),
+    /// `call` answers this, if no other snapshot is published before.
+    Failed { error: BoxError, version: u64 },
+}
+
+impl<P, S, Req, A> Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Clone + Send + Sync + 'static,
+    A: Address,
+{
+    /// Balances over what `discover` yields, on a driver task of the current runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime; [`pair`](Self::pair) hands you the driver instead.
+    #[track_caller]
+    pub fn new<D>(discover: D, policy: P) -> Self
+    where
+        D: Discover<Key = Endpoint<A>, Service = S, Error: Into<BoxError>> + Send + 'static,
+        Req: 'static,
+    {
+        let (balance, driver) = Self::pair(discover, policy);
+        tokio::spawn(driver);
+        balance
+    }
+
+    /// Balances over what `discover` yields while the returned driver is polled.
+    pub fn pair<D>(discover: D, policy: P) -> (Self, Driver<D, P, S, Req, A>)
+    where
+        D: Discover<Key = Endpoint<A>, Service = S>,
+    {
+        BalanceLayer::new(policy).into_pair(discover)
+    }
+}
+
+impl<P, S, Req, A> Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Clone,
+{
+    pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>) -> Self {
+        Self {
+            rng: shared.stream(),
+            shared,
+            state: State::Idle,
+            selection: Selection::new(),
+        }
+    }
+
+    /// Lists the members, as a dashboard wants them: endpoint, status, load.
+    ///
+    /// The list is a picture of this moment and keeps the services in it alive. Cost: **O(n)**.
+    ///
+    /// ```
+    /// # use tower::{Service, service_fn};
+    /// # use tower_lb::*;
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # let factory = |_: &Endpoint<&'static str>| {
+    /// #     service_fn(|()| async { Ok::<_, std::io::Error>(()) })
+    /// # };
+    /// let mut client = tower::ServiceBuilder::new()
+    ///     .layer(BalanceLayer::new(P2c::default()))
+    ///     .layer(each(PendingRequestsLayer::default()))
+    ///     .layer(fixed([("a", 1), ("b", 3)]))
+    ///     .service(factory);
+    /// # tower::ServiceExt::ready(&mut client).await?.call(()).await?;
+    /// for member in client.endpoints() {
+    ///     println!(
+    ///         "{} weight {} {:?} in flight {} load {}",
+    ///         member.endpoint(),
+    ///         member.weight(),
+    ///         member.endpoint().status(),
+    ///         member.service().in_flight(),
+    ///         member.service().load(),
+    ///     );
+    /// }
+    /// # assert_eq!(client.endpoints().len(), 2);
+    /// # Ok::<_, tower::BoxError>(()) })?;
+    /// # Ok::<_, tower::BoxError>(())
+    /// ```
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<Member<A, S>> {
+        self.shared.snapshot.load().members.to_vec()
+    }
+}
+
+impl<P, S, Req, A> Service<Req> for Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Service<Req, Error: Into<BoxError>> + Clone,
+    A: Address,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = ResponseFuture<P, S, Req, A>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // 1. A reservation stands while its member is there and ready.
+        if let State::Reserved(mut reserved) = std::mem::replace(&mut self.state, State::Idle) {
+            if reserved.holds(&self.shared) {
+                match reserved.service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.state = State::Reserved(reserved);
+                        return Poll::Ready(Ok(()));
+                    }
+                    unready => self.selection.pass_over(&self.shared, reserved, unready),
+                }
+            }
+        }
+        // 2. Otherwise, another one. Pending: the selection has registered the waker.
+        let selected = ready!(self.selection.poll(&self.shared, &mut self.rng, None, cx));
+        self.state = match selected {
+            Selected::Reserved(reserved) => State::Reserved(reserved),
+            Selected::NeedsRequest => State::Idle,
+            Selected::Failed { error, version } => State::Failed { error, version },
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Reserved(reserved) if reserved.holds(&self.shared) => {
+                ResponseFuture::called(reserved, request)
+            }
+            State::Failed { error, version } if self.shared.is_current(version) => {
+                ResponseFuture::failed(error)
+            }
+            _ => ResponseFuture::selecting(self.shared.clone(), self.rng.fork(), request),
+        }
+    }
+}
+
+/// The clone has a random stream of its own, and no reservation: readiness is one handle's.
+impl<P, S, Req, A> Clone for Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Clone,
+{
+    fn clone(&self) -> Self {
+        Self::from_shared(self.shared.clone())
+    }
+}
+
+impl<P, S, Req, A> fmt::Debug for Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req> + fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balance")
+            .field("shared", &self.shared)
+            .field("selection", &self.selection)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use crate::{
+    error::{NoEndpoints, Unavailable},
+    policy::{Member, Rng},
+};
+
+/// What all handles of a balancer share with its driver.
+pub(super) struct Shared<A, S, P, T> {
+    pub(super) snapshot: ArcSwap<Snapshot<A, S, T>>,
+    /// The newest snapshot's version, where a look at the snapshot itself would cost too much.
+    version: AtomicU64,
+    pub(super) policy: P,
+    pub(super) config: Config,
+    /// Wakes the handles that wait for another snapshot.
+    pub(super) published: Arc<Notify>,
+    /// Wakes the driver.
+    pub(super) driver: Arc<Notify>,
+    seed: u64,
+    streams: AtomicU64,
+}
+
+/// The immutable list of members that picks are made from.
+pub(super) struct Snapshot<A, S, T> {
+    pub(super) version: u64,
+    /// In the order of their ids.
+    pub(super) members: Box<[Member<A, S>]>,
+    pub(super) table: T,
+    pub(super) standing: Standing,
+}
+
+/// Whether there is anything to pick.
+#[derive(Clone, Debug)]
+pub(super) enum Standing {
+    /// Discovery has not reported yet.
+    Unreported,
+    Empty(NoEndpoints),
+    Closed(Unavailable),
+    Open,
+}
+
+/// What the builder of a balancer decides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Config {
+    pub(super) when_empty: WhenEmpty,
+    pub(super) in_panic: InPanic,
+    /// A smaller share of available members is a panic; so is none at all.
+    pub(super) panic_threshold: f64,
+}
+
+/// What a call gets while no endpoint takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WhenEmpty {
+    Fail,
+    Wait,
+}
+
+/// What is done when too few members are available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InPanic {
+    TryAll,
+    Fail,
+}
+
+impl<A, S, P, T> Shared<A, S, P, T> {
+    pub(super) fn new(policy: P, table: T, config: Config, seed: u64) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(Snapshot {
+                version: 0,
+                members: Box::default(),
+                table,
+                standing: Standing::Unreported,
+            }),
+            version: AtomicU64::new(0),
+            policy,
+            config,
+            published: Arc::default(),
+            driver: Arc::default(),
+            seed,
+            streams: AtomicU64::new(0),
+        }
+    }
+
+    /// Starts a random stream that no other handle has.
+    pub(super) fn stream(&self) -> Rng {
+        // Relaxed: only the number must differ.
+        Rng::new(self.seed, self.streams.fetch_add(1, Relaxed))
+    }
+
+    /// Makes `snapshot` the one that picks are made from; returns the one before.
+    pub(super) fn publish(&self, snapshot: Snapshot<A, S, T>) -> Arc<Snapshot<A, S, T>> {
+        let version = snapshot.version;
+        let previous = self.snapshot.swap(Arc::new(snapshot));
+        // Release; pairs with the Acquire in `is_current`: who sees the version finds the snapshot.
+        self.version.store(version, Release);
+        self.published.notify_waiters();
+        previous
+    }
+
+    /// Returns whether `version` is still the newest snapshot's.
+    #[inline]
+    pub(super) fn is_current(&self, version: u64) -> bool {
+        self.version.load(Acquire) == version
+    }
+}
+
+impl<A, S, P, T> Drop for Shared<A, S, P, T> {
+    fn drop(&mut self) {
+        // The last handle is gone: the driver looks, and ends.
+        self.driver.notify_one();
+    }
+}
+
+impl<A, S, T> Snapshot<A, S, T> {
+    /// Returns where the member with this id is, if it is still a candidate. **O(log n)**.
+    pub(super) fn candidate(&self, id: u64) -> Option<usize> {
+        let position = self.members.binary_search_by_key(&id, |m| m.id).ok()?;
+        self.members[position].is_candidate().then_some(position)
+    }
+}
+
+impl<A, S, P: fmt::Debug, T> fmt::Debug for Shared<A, S, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshot = self.snapshot.load();
+        f.debug_struct("Shared")
+            .field("policy", &self.policy)
+            .field("config", &self.config)
+            .field("version", &snapshot.version)
+            .field("standing", &snapshot.standing)
+            .field("members", &snapshot.members.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,147 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use tokio::sync::watch;
+use tower::{Layer, discover::Change};
+use tracing::debug;
+
+use super::roster::Roster;
+use crate::{
+    endpoint::{Address, Endpoint, IntoTarget},
+    error::NoEndpoints,
+};
+
+/// Discovers the targets that a `watch` channel holds.
+///
+/// The newest list counts; a thousand sends between two looks cost one comparison with the list before:
+/// addresses that stay keep service, load and status, attributes are set in place, order means
+/// nothing. Of targets with the same address the first counts, with a warning. The channel's value when
+/// the stack is built is the first report: an empty one means that there are no endpoints. Once the
+/// sender is gone the last list stays.
+///
+/// Cost: **O(n)** for each list that is looked at.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_lb::{BalanceLayer, Endpoint, RoundRobin, WatchLayer};
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let (addresses, rx) = tokio::sync::watch::channel(vec![SocketAddr::from(([10, 0, 0, 1], 80))]);
+/// let client = ServiceBuilder::new()
+///     .layer(BalanceLayer::new(RoundRobin::default()))
+///     .layer(WatchLayer::new(rx))
+///     .service(|endpoint: &Endpoint| {
+///         let address = *endpoint.address();
+///         service_fn(move |()| async move { Ok::<_, std::io::Error>(address) })
+///     });
+/// assert_eq!(client.clone().oneshot(()).await?.to_string(), "10.0.0.1:80");
+/// addresses.send_replace(vec![]);
+/// # tokio::task::yield_now().await;
+/// assert!(client.oneshot(()).await.is_err());
+/// # Ok::<_, tower::BoxError>(()) })?;
+/// # Ok::<_, tower::BoxError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct WatchLayer<T> {
+    lists: watch::Receiver<Vec<T>>,
+}
+
+/// Discovers the targets that a `watch` channel holds; made by [`WatchLayer`].
+pub struct WatchDiscover<T: IntoTarget, F> {
+    roster: Roster<T::Address>,
+    factory: F,
+    /// The first list was empty, and that has not been said.
+    nothing: bool,
+    /// Gives the receiver back once it holds another list, or `None` once the sender is gone.
+    changed: Option<Changed<T>>,
+}
+
+type Changed<T> = Pin<Box<dyn Future<Output = Option<watch::Receiver<Vec<T>>>> + Send>>;
+
+impl<T> WatchLayer<T> {
+    /// Discovers what `lists` holds, from now on.
+    #[must_use]
+    pub const fn new(lists: watch::Receiver<Vec<T>>) -> Self {
+        Self { lists }
+    }
+}
+
+impl<T, F> Layer<F> for WatchLayer<T>
+where
+    T: IntoTarget<Address: Address> + Clone + Send + Sync + 'static,
+{
+    type Service = WatchDiscover<T, F>;
+
+    fn layer(&self, factory: F) -> Self::Service {
+        let mut discover = WatchDiscover {
+            roster: Roster::new(),
+            factory,
+            nothing: false,
+            changed: None,
+        };
+        discover.look_at(self.lists.clone());
+        discover.nothing = discover.roster.is_empty();
+        discover
+    }
+}
+
+impl<T, F> WatchDiscover<T, F>
+where
+    T: IntoTarget<Address: Address> + Clone + Send + Sync + 'static,
+{
+    fn look_at(&mut self, mut lists: watch::Receiver<Vec<T>>) {
+        // Copied, for senders wait while a list is borrowed.
+        let targets = lists.borrow_and_update().clone();
+        self.roster.update(targets.into_iter().map(T::into_target));
+        self.changed = Some(Box::pin(async move {
+            lists.changed().await.ok().map(|()| lists)
+        }));
+    }
+}
+
+impl<T, F, S> Stream for WatchDiscover<T, F>
+where
+    T: IntoTarget<Address: Address> + Clone + Send + Sync + 'static,
+    F: Fn(&Endpoint<T::Address>) -> S,
+{
+    type Item = Result<Change<Endpoint<T::Address>, S>, NoEndpoints>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if std::mem::take(&mut this.nothing) {
+            return Poll::Ready(Some(Err(NoEndpoints::new())));
+        }
+        loop {
+            if let Some(change) = this.roster.next(&this.factory) {
+                return Poll::Ready(Some(Ok(change)));
+            }
+            let Some(changed) = &mut this.changed else {
+                return Poll::Ready(None);
+            };
+            // Pending: the channel wakes this task with its next list.
+            match ready!(changed.as_mut().poll(cx)) {
+                Some(lists) => this.look_at(lists),
+                None => {
+                    debug!("the sender of targets is gone: the last list stays");
+                    this.changed = None;
+                }
+            }
+        }
+    }
+}
+
+// Neither targets nor factory are pinned: both are only used by reference.
+impl<T: IntoTarget, F> Unpin for WatchDiscover<T, F> {}
+
+impl<T: IntoTarget, F> fmt::Debug for WatchDiscover<T, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchDiscover")
+            .field("roster", &self.roster)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,144 @@
+//! What a balancer answers when no endpoint can.
+//!
+//! All of these reach the caller as [`BoxError`](tower::BoxError) from the response future, never from
+//! `poll_ready`: they are passing conditions. Find them again by `downcast_ref`.
+
+use std::{error::Error, fmt, sync::Arc};
+
+use tower::BoxError;
+
+/// Says that discovery knows of no endpoint that takes requests.
+///
+/// Its `source` is the discovery error that came last, where one came with no success after it.
+///
+/// ```
+/// # fn answer(error: tower::BoxError) -> u16 {
+/// if error.downcast_ref::<tower_lb::NoEndpoints>().is_some() { 503 } else { 502 }
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct NoEndpoints {
+    draining: usize,
+    source: Option<Arc<BoxError>>,
+}
+
+/// Says that endpoints are known but all are ejected or unhealthy.
+///
+/// Answered only by a balancer that [fails closed](crate::BalanceLayer::fail_closed).
+#[derive(Clone, Copy, Debug)]
+pub struct Unavailable {
+    endpoints: usize,
+}
+
+/// Says that no endpoint became ready: the `poll_ready` of each one failed.
+///
+/// Its `source` is the error of the one that was tried last.
+#[derive(Debug)]
+pub struct NotReady {
+    endpoint: String,
+    tried: usize,
+    source: BoxError,
+}
+
+/// Says that the policy found none of the available endpoints suitable.
+#[derive(Clone, Copy, Debug)]
+pub struct NotChosen;
+
+impl NoEndpoints {
+    /// Says that no endpoint takes requests: a discovery source yields this for a known-empty set.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            draining: 0,
+            source: None,
+        }
+    }
+
+    /// Returns how many endpoints are known but draining (weight 0).
+    #[must_use]
+    pub const fn draining(&self) -> usize {
+        self.draining
+    }
+
+    pub(crate) const fn because(draining: usize, source: Option<Arc<BoxError>>) -> Self {
+        Self { draining, source }
+    }
+}
+
+impl Unavailable {
+    /// Returns how many endpoints there are, all of them out.
+    #[must_use]
+    pub const fn endpoints(&self) -> usize {
+        self.endpoints
+    }
+
+    pub(crate) const fn new(endpoints: usize) -> Self {
+        Self { endpoints }
+    }
+}
+
+impl NotReady {
+    /// Returns how many endpoints were tried.
+    #[must_use]
+    pub const fn tried(&self) -> usize {
+        self.tried
+    }
+
+    pub(crate) const fn new(endpoint: String, tried: usize, source: BoxError) -> Self {
+        Self {
+            endpoint,
+            tried,
+            source,
+        }
+    }
+}
+
+impl fmt::Display for NoEndpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.draining {
+            0 => f.write_str("no endpoints"),
+            n => write!(f, "no endpoints: all {n} are draining"),
+        }
+    }
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "all {} endpoints are ejected or unhealthy",
+            self.endpoints
+        )
+    }
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            endpoint, tried, ..
+        } = self;
+        write!(f, "none of {tried} endpoints became ready, {endpoint} last")
+    }
+}
+
+impl fmt::Display for NotChosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the policy chose none of the available endpoints")
+    }
+}
+
+impl Error for NoEndpoints {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        let source: &BoxError = self.source.as_deref()?;
+        Some(source.as_ref())
+    }
+}
+
+impl Error for NotReady {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.source.as_ref())
+    }
+}
+
+impl Error for Unavailable {}
+impl Error for NotChosen {}

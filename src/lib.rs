@@ -1,0 +1,24 @@
+//! Client-side load balancing for the tower ecosystem.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod balance;
+pub mod discover;
+pub mod endpoint;
+pub mod error;
+pub mod load;
+pub mod policy;
+
+pub use self::{
+    balance::{Balance, BalanceLayer, Driver},
+    discover::{WatchLayer, each, fixed, from_discover},
+    endpoint::{Address, Endpoint, IntoTarget, Status, Target},
+    error::{NoEndpoints, NotChosen, NotReady, Unavailable},
+    load::{
+        Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, InFlight, Load,
+        Outcome, PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,
+    },
+    policy::{
+        Candidates, Choice, Cost, LeastLoaded, Member, P2c, PickContext, Policy, Random,
+        RoundRobin, WeightedRoundRobin,
+    },
+};

@@ -1,0 +1,41 @@
+//! How busy is one service?
+//!
+//! A tracker wraps a service and measures it; policies compare what [`Load::load`] says. The traits are
+//! tower's own, so the trackers work in tower's balancer and tower's trackers work here.
+//!
+//! | tracker | measures | take it |
+//! |---|---|---|
+//! | [`PendingRequests`] | requests in flight | by default: cheapest, and right wherever slowness makes requests pile up |
+//! | [`PeakEwma`] | recent peak latency times requests in flight | for servers of different speed or distance, and those that can hang or fail fast |
+//! | [`Constant`] | nothing | for tests, and costs that are known beforehand |
+//!
+//! # When is a request over?
+//!
+//! When its response future is done, by default ([`CompleteOnResponse`]). A [`TrackCompletion`] of your own
+//! keeps the handle for longer, with a body or a stream: the request counts until the handle is dropped.
+//! An error gives the count back before the caller sees it, and so do a dropped future and a panic.
+
+mod ages;
+mod atomic;
+mod classify;
+mod constant;
+mod ewma;
+mod peak_ewma;
+mod pending_requests;
+mod track;
+
+pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
+
+pub use self::{
+    classify::{Classify, ErrorsAreFailures, Outcome},
+    constant::{Constant, ConstantLayer},
+    peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer},
+    pending_requests::{PendingRequests, PendingRequestsHandle, PendingRequestsLayer},
+    track::TrackFuture,
+};
+
+/// Counts the requests under way: what bounded loads and limits need.
+pub trait InFlight {
+    /// Returns how many requests have been sent and are not over yet.
+    fn in_flight(&self) -> usize;
+}

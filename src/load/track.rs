@@ -1,0 +1,66 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tower::load::TrackCompletion;
+
+use super::{Classify, Outcome};
+
+/// Counts one request in flight for as long as it lives.
+pub(super) trait Handle {
+    /// Takes the answer to the request; dropped without one, the request was cancelled.
+    fn settle(&mut self, outcome: Outcome);
+}
+
+pin_project! {
+    /// The response future of a tracked service.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is done, it gives its request's count back.
+    #[derive(Debug)]
+    pub struct TrackFuture<F, C, H, K> {
+        #[pin]
+        future: F,
+        handle: Option<H>,
+        completion: C,
+        classify: K,
+    }
+}
+
+impl<F, C, H, K> TrackFuture<F, C, H, K> {
+    pub(super) const fn new(future: F, handle: H, completion: C, classify: K) -> Self {
+        Self {
+            future,
+            handle: Some(handle),
+            completion,
+            classify,
+        }
+    }
+}
+
+impl<F, C, H, K, T, E> Future for TrackFuture<F, C, H, K>
+where
+    F: Future<Output = Result<T, E>>,
+    C: TrackCompletion<H, T>,
+    H: Handle,
+    K: Classify<T, E>,
+{
+    type Output = Result<C::Output, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // Held here while the inner future runs, so that its panic gives the count back at once.
+        let Some(mut handle) = this.handle.take() else {
+            panic!("`TrackFuture` polled after completion");
+        };
+        let Poll::Ready(result) = this.future.poll(cx) else {
+            *this.handle = Some(handle);
+            return Poll::Pending;
+        };
+        handle.settle(this.classify.classify(result.as_ref()));
+        Poll::Ready(result.map(|response| this.completion.track_completion(handle, response)))
+    }
+}

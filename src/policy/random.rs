@@ -1,0 +1,49 @@
+use super::{Candidates, Choice, Member, PickContext, Policy, sampler::Sampler};
+
+/// Picks a member at random, in proportion to the weights.
+///
+/// It looks at no load: its queues are the longest of all policies (see [the table](crate::policy#which-one-when)).
+/// Cost: one random number, **O(1)**.
+#[derive(Clone, Debug, Default)]
+pub struct Random {
+    seed: Option<u64>,
+}
+
+/// The table of [`Random`].
+#[derive(Debug)]
+pub struct RandomTable(Sampler);
+
+impl Random {
+    /// Draws with a fixed seed, so that a run can be repeated.
+    #[must_use]
+    pub const fn seeded(seed: u64) -> Self {
+        Self { seed: Some(seed) }
+    }
+}
+
+impl<A, S, Req> Policy<A, S, Req> for Random {
+    type Table = RandomTable;
+
+    fn table(&self, members: &[Member<A, S>], _: Option<&RandomTable>) -> RandomTable {
+        RandomTable(Sampler::new(members))
+    }
+
+    #[inline]
+    fn pick(
+        &self,
+        RandomTable(sampler): &RandomTable,
+        candidates: Candidates<'_, A, S>,
+        cx: &mut PickContext<'_, Req>,
+    ) -> Choice {
+        let slot = if candidates.is_narrowed() || sampler.len() == 0 {
+            sampler.draw_among(candidates, cx.rng())
+        } else {
+            Some(sampler.draw(cx.rng()))
+        };
+        slot.map_or(Choice::None, |slot| Choice::Member(sampler.position(slot)))
+    }
+
+    fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+}

@@ -1,0 +1,92 @@
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::{Candidates, Choice, Member, PickContext, Policy, Rng, entropy};
+
+/// Picks the members in turn, all handles sharing one position.
+///
+/// The start is random, so that many clients that start together do not march in step. An update keeps
+/// the phase: the next pick is the first remaining member after the one picked last. Weights say
+/// only who is draining (0); for shares, take [`WeightedRoundRobin`](crate::WeightedRoundRobin).
+///
+/// Cost: one atomic increment, **O(1)**.
+#[derive(Clone, Debug, Default)]
+pub struct RoundRobin {
+    seed: Option<u64>,
+}
+
+/// The table of [`RoundRobin`].
+#[derive(Debug)]
+pub struct RoundRobinTable {
+    /// The candidates' positions and ids, in the order of joining.
+    turns: Box<[(usize, u64)]>,
+    next: AtomicUsize,
+}
+
+impl RoundRobin {
+    /// Starts at a place that the seed fixes, so that a run can be repeated.
+    #[must_use]
+    pub const fn seeded(seed: u64) -> Self {
+        Self { seed: Some(seed) }
+    }
+
+    fn start<T>(&self, turns: &[(usize, T)]) -> usize {
+        let seed = self.seed.unwrap_or_else(entropy);
+        Rng::new(seed, 0).below(turns.len() as u32) as usize
+    }
+}
+
+impl RoundRobinTable {
+    /// Returns the id of the member whose turn it is.
+    fn next_id(&self) -> Option<u64> {
+        let next = self.next.load(Relaxed).checked_rem(self.turns.len())?;
+        Some(self.turns[next].1)
+    }
+}
+
+impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
+    type Table = RoundRobinTable;
+
+    fn table(
+        &self,
+        members: &[Member<A, S>],
+        previous: Option<&RoundRobinTable>,
+    ) -> RoundRobinTable {
+        let turns: Box<[(usize, u64)]> = members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| member.candidate)
+            .map(|(position, member)| (position, member.id))
+            .collect();
+        let next = match previous.and_then(RoundRobinTable::next_id) {
+            // Ids ascend: past the last of them it is the first one's turn, as the remainder says.
+            Some(id) => turns.partition_point(|&(_, other)| other < id),
+            None => self.start(&turns),
+        };
+        RoundRobinTable {
+            turns,
+            next: AtomicUsize::new(next),
+        }
+    }
+
+    #[inline]
+    fn pick(
+        &self,
+        table: &RoundRobinTable,
+        candidates: Candidates<'_, A, S>,
+        _: &mut PickContext<'_, Req>,
+    ) -> Choice {
+        for _ in 0..table.turns.len() {
+            // Relaxed: the position publishes nothing.
+            let turn = table.next.fetch_add(1, Relaxed) % table.turns.len();
+            let (position, _) = table.turns[turn];
+            if !candidates.is_narrowed() || candidates.contains(position) {
+                return Choice::Member(position);
+            }
+        }
+        Choice::None
+    }
+
+    fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+}

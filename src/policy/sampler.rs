@@ -1,0 +1,235 @@
+use super::{
+    candidates::{Candidates, Member},
+    rng::{Rng, scale},
+};
+
+/// Draws candidates in proportion to their weights. **O(1)** a draw, **O(n)** to build.
+///
+/// A *slot* numbers the candidates from 0; [`position`](Self::position) gives the place of a slot among
+/// the snapshot's members.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    len: u32,
+    /// The position of each slot; empty while every member is a candidate, when they are the same.
+    positions: Box<[u32]>,
+    weights: Option<Weights>,
+}
+
+/// What unequal weights need; equal ones need nothing.
+#[derive(Debug)]
+struct Weights {
+    alias: Alias,
+    /// Where one slot weighs more than all the others together: that slot, and the table of the rest.
+    heaviest: Option<(u32, Alias)>,
+    /// 1 / weight of each slot, scaled so that the mean weight is 1.
+    inverse: Box<[f64]>,
+}
+
+impl Sampler {
+    pub(super) fn new<A, S>(members: &[Member<A, S>]) -> Self {
+        let candidates = || members.iter().enumerate().filter(|(_, m)| m.candidate);
+        let weights: Vec<u32> = candidates().map(|(_, m)| m.weight).collect();
+        let positions = if weights.len() == members.len() {
+            Box::default()
+        } else {
+            candidates().map(|(position, _)| position as u32).collect()
+        };
+        Self {
+            len: weights.len() as u32,
+            positions,
+            weights: Weights::new(&weights),
+        }
+    }
+
+    /// Returns how many candidates there are.
+    #[inline]
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline]
+    pub(super) fn position(&self, slot: u32) -> usize {
+        if self.positions.is_empty() {
+            slot as usize
+        } else {
+            self.positions[slot as usize] as usize
+        }
+    }
+
+    /// Returns `cost` divided by the slot's weight, for comparison with other slots only.
+    ///
+    /// What is not a number counts as infinite: it never wins over what is one.
+    #[inline]
+    pub(super) fn relative(&self, slot: u32, cost: f64) -> f64 {
+        let cost = self
+            .weights
+            .as_ref()
+            .map_or(cost, |weights| cost * weights.inverse[slot as usize]);
+        if cost.is_nan() { f64::INFINITY } else { cost }
+    }
+
+    /// Draws a slot; there must be one.
+    #[inline]
+    pub(super) fn draw(&self, rng: &mut Rng) -> u32 {
+        match &self.weights {
+            None => rng.below(self.len),
+            Some(weights) => weights.alias.draw(rng),
+        }
+    }
+
+    /// Draws two different slots, the second from what the first leaves; there must be two.
+    #[inline]
+    pub(super) fn draw_pair(&self, rng: &mut Rng) -> (u32, u32) {
+        match &self.weights {
+            None => rng.distinct_pair(self.len),
+            Some(weights) => weights.draw_pair(rng),
+        }
+    }
+
+    /// Draws a slot whose position `candidates` still has.
+    ///
+    /// Expected cost O(1) while most of them are left, O(n) when few are.
+    pub(super) fn draw_among<A, S>(
+        &self,
+        candidates: Candidates<'_, A, S>,
+        rng: &mut Rng,
+    ) -> Option<u32> {
+        if self.len == 0 {
+            return None;
+        }
+        let left = |slot: &u32| candidates.contains(self.position(*slot));
+        let start = rng.below(self.len);
+        (0..DRAWS_BEFORE_SCAN)
+            .map(|_| self.draw(rng))
+            .find(left)
+            .or_else(|| (start..self.len).chain(0..start).find(left))
+    }
+}
+
+impl Weights {
+    /// Returns `None` where all weights are the same.
+    fn new(weights: &[u32]) -> Option<Self> {
+        let first = *weights.first()?;
+        if weights.iter().all(|&weight| weight == first) {
+            return None;
+        }
+        let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+        let mean = sum as f64 / weights.len() as f64;
+        let heaviest = weights
+            .iter()
+            .position(|&weight| u64::from(weight) * 2 > sum)
+            .map(|slot| {
+                let mut rest = weights.to_vec();
+                rest[slot] = 0;
+                (slot as u32, Alias::new(&rest))
+            });
+        Some(Self {
+            alias: Alias::new(weights),
+            heaviest,
+            inverse: weights.iter().map(|&w| mean / f64::from(w)).collect(),
+        })
+    }
+
+    fn draw_pair(&self, rng: &mut Rng) -> (u32, u32) {
+        let first = self.alias.draw(rng);
+        if let Some((slot, rest)) = &self.heaviest {
+            if *slot == first {
+                return (first, rest.draw(rng));
+            }
+        }
+        // The first weighs at most half of all: two rounds on average.
+        loop {
+            let second = self.alias.draw(rng);
+            if second != first {
+                return (first, second);
+            }
+        }
+    }
+}
+
+/// Vose's alias table: a column for each slot, shared by at most two.
+///
+/// Source: Vose, "A Linear Algorithm for Generating Random Numbers with a Given Distribution", IEEE
+/// Transactions on Software Engineering 17(9), 1991.
+#[derive(Debug)]
+struct Alias(Box<[Column]>);
+
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    /// Below this, of 2^32, the column's own slot is drawn; above, `other`.
+    own: u32,
+    other: u32,
+}
+
+impl Alias {
+    /// Builds the table; at least one weight must not be 0.
+    fn new(weights: &[u32]) -> Self {
+        let n = weights.len();
+        let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+        // In exact integers: each column holds `sum`, each slot brings `weight * n`.
+        let mut share: Vec<u128> = weights.iter().map(|&w| w as u128 * n as u128).collect();
+        let sum = u128::from(sum);
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
+            (0..n).partition(|&slot| share[slot] < sum);
+        let mut columns: Vec<Column> = (0..n as u32)
+            .map(|slot| Column {
+                own: u32::MAX,
+                other: slot,
+            })
+            .collect();
+        while let (Some(&from), Some(to)) = (large.last(), small.pop()) {
+            columns[to] = Column {
+                own: ((share[to] << 32) / sum) as u32,
+                other: from as u32,
+            };
+            share[from] -= sum - share[to];
+            if share[from] < sum {
+                large.pop();
+                small.push(from);
+            }
+        }
+        Self(columns.into())
+    }
+
+    #[inline]
+    fn draw(&self, rng: &mut Rng) -> u32 {
+        let bits = rng.next();
+        let slot = scale((bits >> 32) as u32, self.0.len() as u32);
+        let column = self.0[slot as usize];
+        if (bits as u32) < column.own {
+            slot
+        } else {
+            column.other
+        }
+    }
+}
+
+/// Enough that a scan is rare while one slot in eight is left.
+const DRAWS_BEFORE_SCAN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The columns of a table hold exactly the weights, to within 2^-32 a column.
+        #[test]
+        fn columns_hold_the_weights(weights in prop::collection::vec(0_u32.., 1..40)) {
+            prop_assume!(weights.iter().any(|&weight| weight > 0));
+            let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            let alias = Alias::new(&weights);
+            let mut shares = vec![0.0; weights.len()];
+            for (slot, column) in alias.0.iter().enumerate() {
+                let own = if column.other as usize == slot { 1.0 } else { f64::from(column.own) / 2_f64.powi(32) };
+                shares[slot] += own / weights.len() as f64;
+                shares[column.other as usize] += (1.0 - own) / weights.len() as f64;
+            }
+            for (share, &weight) in shares.iter().zip(&weights) {
+                prop_assert!((share - f64::from(weight) / sum).abs() < 1e-8);
+                prop_assert!(weight > 0 || *share == 0.0);
+            }
+        }
+    }
+}
