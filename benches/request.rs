@@ -10,24 +10,42 @@ use tower::{balance::p2c, discover::ServiceList, load};
 use tower_lb::{LeastLoaded, P2c, PeakEwmaLayer, PendingRequestsLayer};
 
 fn requests(c: &mut Criterion) {
-    let runtime: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     let _guard = runtime.enter();
     for n in [10, 100, 10_000] {
         let mut group = c.benchmark_group(format!("request/{n}"));
-        group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
+        group
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(500));
         let mut ours = balance(n, PendingRequestsLayer::default(), P2c::default());
         group.bench_function("p2c+pending", |b| b.iter(|| request(black_box(&mut ours))));
-        let list = (0..n).map(|_| load::PendingRequests::new(Echo, load::CompleteOnResponse::default()));
+        let list =
+            (0..n).map(|_| load::PendingRequests::new(Echo, load::CompleteOnResponse::default()));
         let mut tower = p2c::Balance::<_, u64>::new(ServiceList::new::<u64>(list));
-        group.bench_function("p2c+pending/tower", |b| b.iter(|| request(black_box(&mut tower))));
+        group.bench_function("p2c+pending/tower", |b| {
+            b.iter(|| request(black_box(&mut tower)))
+        });
         let mut ours = balance(n, PeakEwmaLayer::default(), P2c::default());
         group.bench_function("p2c+ewma", |b| b.iter(|| request(black_box(&mut ours))));
-        let list = (0..n).map(|_| load::PeakEwma::new(Echo, Duration::from_millis(30), 1e10, load::CompleteOnResponse::default()));
+        let list = (0..n).map(|_| {
+            load::PeakEwma::new(
+                Echo,
+                Duration::from_millis(30),
+                1e10,
+                load::CompleteOnResponse::default(),
+            )
+        });
         let mut tower = p2c::Balance::<_, u64>::new(ServiceList::new::<u64>(list));
-        group.bench_function("p2c+ewma/tower", |b| b.iter(|| request(black_box(&mut tower))));
+        group.bench_function("p2c+ewma/tower", |b| {
+            b.iter(|| request(black_box(&mut tower)))
+        });
         if n <= 100 {
             let mut ours = balance(n, PendingRequestsLayer::default(), LeastLoaded::default());
-            group.bench_function("least+pending", |b| b.iter(|| request(black_box(&mut ours))));
+            group.bench_function("least+pending", |b| {
+                b.iter(|| request(black_box(&mut ours)))
+            });
         }
         group.finish();
     }

@@ -191,9 +191,18 @@ where
             self.in_panic = panic;
             if panic {
                 let action = shared.config.in_panic;
-                warn!(available, of = taking, ?action, "too few endpoints are available: panic");
+                warn!(
+                    available,
+                    of = taking,
+                    ?action,
+                    "too few endpoints are available: panic"
+                );
             } else {
-                info!(available, of = taking, "enough endpoints are available again");
+                info!(
+                    available,
+                    of = taking,
+                    "enough endpoints are available again"
+                );
             }
         }
         if taking == 0 {
@@ -213,8 +222,13 @@ where
     /// Drops the snapshots that no pick reads any more; says whether some are left.
     fn drop_retired(&mut self) -> bool {
         // Nothing clones a snapshot that is not the newest: a count of one stays one.
-        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        self.retries = if self.retired.is_empty() { 0 } else { self.retries + 1 };
+        self.retired
+            .retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        self.retries = if self.retired.is_empty() {
+            0
+        } else {
+            self.retries + 1
+        };
         if self.retries > RETRIES_FOR_READERS {
             // A reader was interrupted in the middle of a pick: let it drop them.
             self.retired.clear();

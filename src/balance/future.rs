@@ -9,11 +9,11 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use super::{
-    select::{Reserved, Selected, Selection},
+    select::{Selected, Selection},
     shared::Shared,
 };
 use crate::{
-    endpoint::{Address, Endpoint},
+    endpoint::Address,
     error::NotChosen,
     policy::{Policy, Rng},
 };
@@ -31,7 +31,6 @@ pin_project! {
     {
         #[pin]
         state: State<P, S, Req, A>,
-        endpoint: Option<Endpoint<A>>,
     }
 }
 
@@ -47,11 +46,12 @@ pin_project! {
             request: Option<Req>,
             selection: Selection<S, Req>,
             shared: Arc<Shared<A, S, P, P::Table>>,
-            rng: Rng,
+            seed: u64,
         },
         Called {
             #[pin]
             future: S::Future,
+            member: u64,
         },
         Failed {
             error: Option<BoxError>,
@@ -64,23 +64,15 @@ where
     P: Policy<A, S, Req>,
     S: Service<Req>,
 {
-    /// Returns the endpoint that the request went to; `None` while none is chosen.
-    pub const fn endpoint(&self) -> Option<&Endpoint<A>> {
-        self.endpoint.as_ref()
-    }
-
-    pub(super) fn called(mut reserved: Reserved<A, S>, request: Req) -> Self {
+    pub(super) const fn called(future: S::Future, member: u64) -> Self {
         Self {
-            state: State::Called {
-                future: reserved.service.call(request),
-            },
-            endpoint: Some(reserved.endpoint),
+            state: State::Called { future, member },
         }
     }
 
     pub(super) const fn selecting(
         shared: Arc<Shared<A, S, P, P::Table>>,
-        rng: Rng,
+        seed: u64,
         request: Req,
     ) -> Self {
         Self {
@@ -88,16 +80,14 @@ where
                 request: Some(request),
                 selection: Selection::new(),
                 shared,
-                rng,
+                seed,
             },
-            endpoint: None,
         }
     }
 
     pub(super) const fn failed(error: BoxError) -> Self {
         Self {
             state: State::Failed { error: Some(error) },
-            endpoint: None,
         }
     }
 }
@@ -110,37 +100,53 @@ where
 {
     type Output = Result<S::Response, BoxError>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+        let mut state = self.project().state;
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Called { future } => return future.poll(cx).map_err(Into::into),
-                StateProj::Failed { error } => {
-                    let error = error.take();
-                    return Poll::Ready(Err(error.expect("polled after completion")));
-                }
-                StateProj::Selecting {
-                    request,
-                    selection,
-                    shared,
-                    rng,
-                } => {
-                    let selected = ready!(selection.poll(shared, rng, request.as_ref(), cx));
-                    match (selected, request.take()) {
-                        (Selected::Reserved(mut reserved), Some(request)) => {
-                            *this.endpoint = Some(reserved.endpoint);
-                            let future = reserved.service.call(request);
-                            State::Called { future }
-                        }
-                        (Selected::Failed { error, .. }, _) => State::Failed { error: Some(error) },
-                        _ => State::Failed {
-                            error: Some(NotChosen.into()),
-                        },
-                    }
-                }
-            };
-            this.state.set(next);
+            if let StateProj::Called { future, .. } = state.as_mut().project() {
+                return future.poll(cx).map_err(Into::into);
+            }
+            let next = ready!(state.as_mut().poll_select(cx))?;
+            state.set(next);
         }
+    }
+}
+
+impl<P, S, Req, A> State<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Service<Req, Error: Into<BoxError>> + Clone,
+    A: Address,
+{
+    /// Chooses a member and drives it to ready; then it is called.
+    // Not inlined: a request that was reserved for in `poll_ready` does not come here.
+    #[inline(never)]
+    fn poll_select(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self, BoxError>> {
+        let error = match self.project() {
+            StateProj::Failed { error } => error.take(),
+            StateProj::Called { .. } => None,
+            StateProj::Selecting {
+                request,
+                selection,
+                shared,
+                seed,
+            } => {
+                let mut rng = Rng::new(*seed, 0);
+                let selected = selection.poll(shared, &mut rng, request.as_ref(), cx);
+                *seed = rng.next();
+                match (ready!(selected), request.take()) {
+                    (Selected::Reserved(mut reserved), Some(request)) => {
+                        let future = reserved.service.call(request);
+                        let member = reserved.id;
+                        return Poll::Ready(Ok(Self::Called { future, member }));
+                    }
+                    (Selected::Failed { error, .. }, _) => Some(error),
+                    _ => Some(NotChosen.into()),
+                }
+            }
+        };
+        Poll::Ready(Err(error.expect("`ResponseFuture` polled after completion")))
     }
 }
 
@@ -158,7 +164,6 @@ where
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)
-            .field("endpoint", &self.endpoint)
             .finish()
     }
 }

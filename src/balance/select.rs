@@ -26,18 +26,20 @@ pub(super) struct Selection<S, Req> {
 }
 
 /// What a search ends with.
-pub(super) enum Selected<A, S> {
-    Reserved(Reserved<A, S>),
+pub(super) enum Selected<S> {
+    Reserved(Reserved<S>),
     NeedsRequest,
     /// The call is to answer this, unless a newer snapshot than `version` comes before it.
-    Failed { error: BoxError, version: u64 },
+    Failed {
+        error: BoxError,
+        version: u64,
+    },
 }
 
 /// A clone of a member's service that is ready for one request.
-pub(super) struct Reserved<A, S> {
+pub(super) struct Reserved<S> {
     pub(super) service: S,
-    pub(super) endpoint: Endpoint<A>,
-    id: u64,
+    pub(super) id: u64,
     version: u64,
 }
 
@@ -59,53 +61,34 @@ impl<S, Req> Selection<S, Req> {
         Self { wait: None }
     }
 
+    /// Returns whether members have been passed over.
+    #[inline]
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.wait.is_some()
+    }
+
     /// Finds a ready member; `request` is `None` in `poll_ready`.
     ///
     /// Pending: the wakers are registered with every member that was polled and with the next
     /// publication.
-    #[inline]
     pub(super) fn poll<A, P>(
         &mut self,
         shared: &Shared<A, S, P, P::Table>,
         rng: &mut Rng,
         request: Option<&Req>,
         cx: &mut Context<'_>,
-    ) -> Poll<Selected<A, S>>
+    ) -> Poll<Selected<S>>
     where
         A: Address,
         S: Service<Req, Error: Into<BoxError>> + Clone,
         P: Policy<A, S, Req>,
     {
         if self.wait.is_none() {
-            let snapshot = shared.snapshot.load();
-            let candidates = Candidates::new(&snapshot.members, None);
-            let pick = &mut PickContext::new(request, rng);
-            let choice = match snapshot.standing {
-                Standing::Open => shared.policy.pick(&snapshot.table, candidates, pick),
-                _ => Choice::None,
-            };
-            match choice {
-                Choice::Member(position) if candidates.contains(position) => {
-                    let member = &snapshot.members[position];
-                    let mut reserved = Reserved {
-                        service: member.service.clone(),
-                        endpoint: member.endpoint.clone(),
-                        id: member.id,
-                        version: snapshot.version,
-                    };
-                    // Services are foreign code: not under the guard.
-                    drop(snapshot);
-                    match reserved.service.poll_ready(cx) {
-                        Poll::Ready(Ok(())) => {
-                            return Poll::Ready(Selected::Reserved(reserved));
-                        }
-                        unready => self.pass_over(shared, reserved, unready),
-                    }
+            if let Some(mut reserved) = first_choice(shared, rng, request) {
+                match reserved.service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
+                    unready => self.pass_over(shared, reserved, unready),
                 }
-                Choice::NeedsRequest if request.is_none() => {
-                    return Poll::Ready(Selected::NeedsRequest);
-                }
-                _ => {}
             }
         }
         self.poll_wait(shared, rng, request, cx)
@@ -113,10 +96,11 @@ impl<S, Req> Selection<S, Req> {
 
     /// Starts to wait, with a member that turned out not to be ready.
     #[cold]
+    #[inline(never)]
     pub(super) fn pass_over<A, P, T>(
         &mut self,
         shared: &Shared<A, S, P, T>,
-        reserved: Reserved<A, S>,
+        reserved: Reserved<S>,
         readiness: Poll<Result<(), S::Error>>,
     ) where
         A: Address,
@@ -126,25 +110,31 @@ impl<S, Req> Selection<S, Req> {
             .wait
             .get_or_insert_with(|| Box::new(Wait::new(shared, reserved.version)));
         let snapshot = shared.snapshot.load();
-        if snapshot.version == reserved.version {
-            if let Some(position) = snapshot.candidate(reserved.id) {
-                wait.passed_count += usize::from(wait.passed.insert(position));
-            }
-        }
+        // One that has left meanwhile has nothing to be passed over in.
+        let Some(position) = snapshot.candidate(reserved.id) else {
+            return;
+        };
+        wait.follow(&snapshot);
+        wait.passed_count += usize::from(wait.passed.insert(position));
         match readiness {
-            Poll::Ready(Err(error)) => wait.fail(&reserved.endpoint, error.into()),
-            _ => wait.pending.push(Readiness::new(reserved.id, reserved.service)),
+            Poll::Ready(Err(error)) => {
+                wait.fail(snapshot.members[position].endpoint(), error.into());
+            }
+            _ => wait
+                .pending
+                .push(Readiness::new(reserved.id, reserved.service)),
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn poll_wait<A, P>(
         &mut self,
         shared: &Shared<A, S, P, P::Table>,
         rng: &mut Rng,
         request: Option<&Req>,
         cx: &mut Context<'_>,
-    ) -> Poll<Selected<A, S>>
+    ) -> Poll<Selected<S>>
     where
         A: Address,
         S: Service<Req, Error: Into<BoxError>> + Clone,
@@ -223,15 +213,14 @@ impl<S, Req> Wait<S, Req> {
         rng: &mut Rng,
         request: Option<&Req>,
         cx: &mut Context<'_>,
-    ) -> Option<Selected<A, S>>
+    ) -> Option<Selected<S>>
     where
         A: Address,
         S: Service<Req, Error: Into<BoxError>> + Clone,
         P: Policy<A, S, Req>,
     {
         loop {
-            while let Poll::Ready(Some((id, readiness))) =
-                Pin::new(&mut self.pending).poll_next(cx)
+            while let Poll::Ready(Some((id, readiness))) = Pin::new(&mut self.pending).poll_next(cx)
             {
                 let Some(position) = snapshot.candidate(id) else {
                     continue;
@@ -241,7 +230,6 @@ impl<S, Req> Wait<S, Req> {
                     Ok(service) => {
                         return Some(Selected::Reserved(Reserved {
                             service,
-                            endpoint: endpoint.clone(),
                             id,
                             version: snapshot.version,
                         }));
@@ -303,12 +291,42 @@ impl<S, Req> Wait<S, Req> {
     }
 }
 
-impl<A, S> Reserved<A, S> {
+impl<S> Reserved<S> {
     /// Returns whether the reservation's member may still be called.
     #[inline]
-    pub(super) fn holds<P, T>(&self, shared: &Shared<A, S, P, T>) -> bool {
+    pub(super) fn holds<A, P, T>(&self, shared: &Shared<A, S, P, T>) -> bool {
         shared.is_current(self.version) || shared.snapshot.load().candidate(self.id).is_some()
     }
+}
+
+/// Asks the policy once, and clones the service of the member that it chooses.
+#[inline]
+pub(super) fn first_choice<A, S, Req, P>(
+    shared: &Shared<A, S, P, P::Table>,
+    rng: &mut Rng,
+    request: Option<&Req>,
+) -> Option<Reserved<S>>
+where
+    S: Clone,
+    P: Policy<A, S, Req>,
+{
+    let snapshot = shared.snapshot.load();
+    let Standing::Open = snapshot.standing else {
+        return None;
+    };
+    let candidates = Candidates::new(&snapshot.members, None);
+    let pick = &mut PickContext::new(request, rng);
+    let choice = shared.policy.pick(&snapshot.table, candidates, pick);
+    let Choice::Member(position) = choice else {
+        return None;
+    };
+    let member = snapshot.members.get(position)?;
+    // The guard goes with this function: services are foreign code and not driven under it.
+    member.candidate.then(|| Reserved {
+        service: member.service.clone(),
+        id: member.id,
+        version: snapshot.version,
+    })
 }
 
 /// Drives one service to ready.

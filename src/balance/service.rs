@@ -11,7 +11,7 @@ use super::{
     driver::Driver,
     future::ResponseFuture,
     layer::BalanceLayer,
-    select::{Reserved, Selected, Selection},
+    select::{self, Reserved, Selected, Selection},
     shared::Shared,
 };
 use crate::{
@@ -36,18 +36,12 @@ where
     P: Policy<A, S, Req>,
 {
     shared: Arc<Shared<A, S, P, P::Table>>,
-    state: State<A, S>,
+    /// `call` goes here, if the member is still there then.
+    reserved: Option<Reserved<S>>,
+    /// `call` answers this, if no other snapshot than this version is published before.
+    failed: Option<(BoxError, u64)>,
     selection: Selection<S, Req>,
     rng: Rng,
-}
-
-enum State<A, S> {
-    /// `call` chooses.
-    Idle,
-    /// `call` goes here, if the member is still there then.
-    Reserved(Reserved<A, S>),
-    /// `call` answers this, if no other snapshot is published before.
-    Failed { error: BoxError, version: u64 },
 }
 
 impl<P, S, Req, A> Balance<P, S, Req, A>
@@ -90,7 +84,8 @@ where
         Self {
             rng: shared.stream(),
             shared,
-            state: State::Idle,
+            reserved: None,
+            failed: None,
             selection: Selection::new(),
         }
     }
@@ -142,38 +137,73 @@ where
     type Error = BoxError;
     type Future = ResponseFuture<P, S, Req, A>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // 1. A reservation stands while its member is there and ready.
-        if let State::Reserved(mut reserved) = std::mem::replace(&mut self.state, State::Idle) {
-            if reserved.holds(&self.shared) {
+        // 1. A first choice, where none stands from an earlier call.
+        let fresh = self.reserved.is_none() && !self.selection.is_waiting();
+        if fresh {
+            self.reserved = select::first_choice(&self.shared, &mut self.rng, None);
+        }
+        // 2. It stands while its member is there and ready.
+        if let Some(reserved) = &mut self.reserved {
+            if fresh || reserved.holds(&self.shared) {
                 match reserved.service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        self.state = State::Reserved(reserved);
-                        return Poll::Ready(Ok(()));
-                    }
-                    unready => self.selection.pass_over(&self.shared, reserved, unready),
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                    unready => self.pass_over(unready),
                 }
             }
         }
-        // 2. Otherwise, another one. Pending: the selection has registered the waker.
-        let selected = ready!(self.selection.poll(&self.shared, &mut self.rng, None, cx));
-        self.state = match selected {
-            Selected::Reserved(reserved) => State::Reserved(reserved),
-            Selected::NeedsRequest => State::Idle,
-            Selected::Failed { error, version } => State::Failed { error, version },
-        };
+        // 3. Otherwise, another one. Pending: the selection has registered the waker.
+        self.poll_selection(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, request: Req) -> Self::Future {
+        match &mut self.reserved {
+            Some(reserved) if reserved.holds(&self.shared) => {
+                let future = reserved.service.call(request);
+                let member = reserved.id;
+                self.reserved = None;
+                ResponseFuture::called(future, member)
+            }
+            _ => self.call_unreserved(request),
+        }
+    }
+}
+
+impl<P, S, Req, A> Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Service<Req, Error: Into<BoxError>> + Clone,
+    A: Address,
+{
+    #[inline(never)]
+    fn pass_over(&mut self, unready: Poll<Result<(), S::Error>>) {
+        if let Some(reserved) = self.reserved.take() {
+            self.selection.pass_over(&self.shared, reserved, unready);
+        }
+    }
+
+    #[inline(never)]
+    fn poll_selection(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.reserved = None;
+        match ready!(self.selection.poll(&self.shared, &mut self.rng, None, cx)) {
+            Selected::Reserved(reserved) => self.reserved = Some(reserved),
+            Selected::NeedsRequest => {}
+            Selected::Failed { error, version } => self.failed = Some((error, version)),
+        }
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Req) -> Self::Future {
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Reserved(reserved) if reserved.holds(&self.shared) => {
-                ResponseFuture::called(reserved, request)
-            }
-            State::Failed { error, version } if self.shared.is_current(version) => {
+    /// Has the response future choose, or say why there is nothing to choose from.
+    #[inline(never)]
+    fn call_unreserved(&mut self, request: Req) -> ResponseFuture<P, S, Req, A> {
+        self.reserved = None;
+        match self.failed.take() {
+            Some((error, version)) if self.shared.is_current(version) => {
                 ResponseFuture::failed(error)
             }
-            _ => ResponseFuture::selecting(self.shared.clone(), self.rng.fork(), request),
+            _ => ResponseFuture::selecting(self.shared.clone(), self.rng.next(), request),
         }
     }
 }

@@ -26,8 +26,7 @@ impl Ages {
             };
             // Relaxed: the counts publish nothing. A generation that was emptied and opened anew in
             // between has another word, unless it was opened at the same tick, which is as good.
-            let swapped =
-                self.0[generation].compare_exchange_weak(word, entered, Relaxed, Relaxed);
+            let swapped = self.0[generation].compare_exchange_weak(word, entered, Relaxed, Relaxed);
             if swapped.is_ok() {
                 return Some(generation);
             }
@@ -67,7 +66,11 @@ impl Ages {
                 }
             }
         }
-        if least <= slack { youngest } else { free.or(youngest) }
+        if least <= slack {
+            youngest
+        } else {
+            free.or(youngest)
+        }
     }
 }
 
@@ -153,9 +156,13 @@ mod tests {
     #[test]
     fn more_than_the_generations_hold_share_the_youngest() {
         let ages = Ages::default();
-        let entered: Vec<_> = (0..100).map(|ms| ages.enter(ms * 1_000_000, 0).unwrap()).collect();
+        let entered: Vec<_> = (0..100)
+            .map(|ms| ages.enter(ms * 1_000_000, 0).unwrap())
+            .collect();
         assert_eq!(ages.read(100_000_000).0, 100);
-        entered.into_iter().for_each(|generation| ages.leave(generation));
+        entered
+            .into_iter()
+            .for_each(|generation| ages.leave(generation));
         assert_eq!(ages.read(100_000_000), (0, 0));
     }
 }

@@ -126,9 +126,8 @@ impl Level {
         }
         let (count, seen) = unpack(word);
         let idle = since(now, self.cancelled_at.load(Relaxed));
-        level.max(
-            censored(count, seen, settings.penalty_secs) * retained(idle, settings.decay_secs),
-        )
+        level
+            .max(censored(count, seen, settings.penalty_secs) * retained(idle, settings.decay_secs))
     }
 
     fn answer(&self, now: u64, next: impl Fn(f64, f64) -> f64) {

@@ -129,10 +129,12 @@ where
     type Error = S::Error;
     type Future = TrackFuture<S::Future, C, PendingRequestsHandle, ErrorsAreFailures>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.service.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         // Before the call, so that a call that panics gives it back.
         let handle = PendingRequestsHandle {

@@ -50,6 +50,7 @@ where
 {
     type Output = Result<C::Output, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         // Held here while the inner future runs, so that its panic gives the count back at once.

@@ -51,6 +51,10 @@ mod sampler;
 mod stride;
 mod weighted;
 
+pub(crate) use self::{
+    candidates::Passed,
+    rng::{Rng, entropy},
+};
 pub use self::{
     candidates::{Candidates, Member},
     cost::Cost,
@@ -60,10 +64,6 @@ pub use self::{
     rng::PickContext,
     round_robin::{RoundRobin, RoundRobinTable},
     weighted::{WeightedRoundRobin, WeightedRoundRobinTable},
-};
-pub(crate) use self::{
-    candidates::Passed,
-    rng::{Rng, entropy},
 };
 
 /// Chooses one member for one request.

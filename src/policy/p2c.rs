@@ -1,6 +1,6 @@
 use tower::load::Load;
 
-use super::{Candidates, Choice, Cost, Member, PickContext, Policy, sampler::Sampler};
+use super::{Candidates, Choice, Cost, Member, PickContext, Policy, Rng, sampler::Sampler};
 
 /// Picks the less loaded of two members drawn at random: the power of two choices.
 ///
@@ -20,7 +20,11 @@ pub struct P2c {
 
 /// The table of [`P2c`].
 #[derive(Debug)]
-pub struct P2cTable(Sampler);
+pub struct P2cTable {
+    /// The number of members, where two of them are drawn and all are candidates of one weight; else 0.
+    plain: u32,
+    sampler: Sampler,
+}
 
 impl P2c {
     /// Draws with a fixed seed, so that a run can be repeated.
@@ -51,12 +55,13 @@ impl P2c {
         self
     }
 
-    /// Compares up to `choices` distinct candidates, for any number of choices and candidates.
+    /// Compares `choices` distinct candidates, for any number of choices, weights and candidates.
+    #[inline(never)]
     fn best_of<A, S>(
         &self,
         sampler: &Sampler,
         candidates: Candidates<'_, A, S>,
-        cx: &mut PickContext<'_, impl Sized>,
+        rng: &mut Rng,
     ) -> Option<u32>
     where
         S: Load<Metric: Cost>,
@@ -65,12 +70,13 @@ impl P2c {
         let mut best = None;
         let mut least = f64::INFINITY;
         for choice in 0..self.choices.min(sampler.len() as usize) {
-            let fresh = (0..DRAWS_FOR_ANOTHER)
-                .map_while(|_| sampler.draw_among(candidates, cx.rng()))
-                .find(|slot| !drawn[..choice].contains(slot));
-            let Some(slot) = fresh else { break };
+            let known = &drawn[..choice];
+            let Some(slot) = sampler.draw_another(known, candidates, rng) else {
+                break;
+            };
             drawn[choice] = slot;
-            let load = relative_load(sampler, candidates, slot);
+            let member = &candidates.members()[sampler.position(slot)];
+            let load = sampler.relative(slot, member.service.load().cost());
             if best.is_none() || load < least {
                 (best, least) = (Some(slot), load);
             }
@@ -96,29 +102,33 @@ where
     type Table = P2cTable;
 
     fn table(&self, members: &[Member<A, S>], _: Option<&P2cTable>) -> P2cTable {
-        P2cTable(Sampler::new(members))
+        let sampler = Sampler::new(members);
+        let plain = self.choices == 2 && sampler.len() >= 2 && sampler.is_plain();
+        P2cTable {
+            plain: if plain { sampler.len() } else { 0 },
+            sampler,
+        }
     }
 
     #[inline]
     fn pick(
         &self,
-        P2cTable(sampler): &P2cTable,
+        table: &P2cTable,
         candidates: Candidates<'_, A, S>,
         cx: &mut PickContext<'_, Req>,
     ) -> Choice {
-        let slot = if candidates.is_narrowed() || self.choices != 2 || sampler.len() < 2 {
-            self.best_of(sampler, candidates, cx)
-        } else {
-            let (first, second) = sampler.draw_pair(cx.rng());
-            let first_load = relative_load(sampler, candidates, first);
-            let second_load = relative_load(sampler, candidates, second);
-            Some(if second_load < first_load {
-                second
-            } else {
-                first
-            })
-        };
-        slot.map_or(Choice::None, |slot| Choice::Member(sampler.position(slot)))
+        if table.plain == 0 || candidates.is_narrowed() {
+            let slot = self.best_of(&table.sampler, candidates, cx.rng());
+            return slot.map_or(Choice::None, |slot| {
+                Choice::Member(table.sampler.position(slot))
+            });
+        }
+        let (first, second) = cx.rng().distinct_pair(table.plain);
+        let load = |position: u32| candidates.members()[position as usize].service.load();
+        let (first_load, second_load) = (load(first), load(second));
+        // What is not a number does not even equal itself, and loses.
+        let second_wins = second_load < first_load || first_load.partial_cmp(&first_load).is_none();
+        Choice::Member(if second_wins { second } else { first } as usize)
     }
 
     fn seed(&self) -> Option<u64> {
@@ -126,17 +136,5 @@ where
     }
 }
 
-#[inline]
-fn relative_load<A, S>(sampler: &Sampler, candidates: Candidates<'_, A, S>, slot: u32) -> f64
-where
-    S: Load<Metric: Cost>,
-{
-    let member = &candidates.members()[sampler.position(slot)];
-    sampler.relative(slot, member.service.load().cost())
-}
-
 /// What the drawn slots of a pick are kept for, without an allocation.
 const MOST_CHOICES: usize = 8;
-
-/// A slot that holds half of all the weight is drawn this often in a row once in 65 000 picks.
-const DRAWS_FOR_ANOTHER: usize = 16;

@@ -58,11 +58,6 @@ impl Rng {
         ))
     }
 
-    /// Starts another stream from this one.
-    pub(crate) fn fork(&mut self) -> Self {
-        Self::new(self.next(), 0)
-    }
-
     #[inline]
     pub(crate) fn next(&mut self) -> u64 {
         self.0.next_u64()

@@ -19,7 +19,8 @@ pub(super) struct Sampler {
 #[derive(Debug)]
 struct Weights {
     alias: Alias,
-    /// Where one slot weighs more than all the others together: that slot, and the table of the rest.
+    /// Where one slot weighs more than all the others together: that slot, and the table of the rest,
+    /// so that no draw is rejected more than every other time.
     heaviest: Option<(u32, Alias)>,
     /// 1 / weight of each slot, scaled so that the mean weight is 1.
     inverse: Box<[f64]>,
@@ -68,21 +69,17 @@ impl Sampler {
         if cost.is_nan() { f64::INFINITY } else { cost }
     }
 
+    /// Returns whether all members are candidates of one weight: slots are positions then.
+    pub(super) fn is_plain(&self) -> bool {
+        self.weights.is_none() && self.positions.is_empty()
+    }
+
     /// Draws a slot; there must be one.
     #[inline]
     pub(super) fn draw(&self, rng: &mut Rng) -> u32 {
         match &self.weights {
             None => rng.below(self.len),
             Some(weights) => weights.alias.draw(rng),
-        }
-    }
-
-    /// Draws two different slots, the second from what the first leaves; there must be two.
-    #[inline]
-    pub(super) fn draw_pair(&self, rng: &mut Rng) -> (u32, u32) {
-        match &self.weights {
-            None => rng.distinct_pair(self.len),
-            Some(weights) => weights.draw_pair(rng),
         }
     }
 
@@ -94,15 +91,44 @@ impl Sampler {
         candidates: Candidates<'_, A, S>,
         rng: &mut Rng,
     ) -> Option<u32> {
+        self.draw_another(&[], candidates, rng)
+    }
+
+    /// Draws a slot that is not among the `known`, as if those had no weight.
+    ///
+    /// Expected cost as [`draw_among`](Self::draw_among).
+    pub(super) fn draw_another<A, S>(
+        &self,
+        known: &[u32],
+        candidates: Candidates<'_, A, S>,
+        rng: &mut Rng,
+    ) -> Option<u32> {
         if self.len == 0 {
             return None;
         }
-        let left = |slot: &u32| candidates.contains(self.position(*slot));
+        let narrowed = candidates.is_narrowed();
+        let left = |slot: &u32| {
+            !known.contains(slot) && (!narrowed || candidates.contains(self.position(*slot)))
+        };
+        for _ in 0..DRAWS_BEFORE_SCAN {
+            let slot = self.draw_without(known, rng);
+            if left(&slot) {
+                return Some(slot);
+            }
+        }
         let start = rng.below(self.len);
-        (0..DRAWS_BEFORE_SCAN)
-            .map(|_| self.draw(rng))
-            .find(left)
-            .or_else(|| (start..self.len).chain(0..start).find(left))
+        (start..self.len).chain(0..start).find(left)
+    }
+
+    /// Draws a slot; not the heaviest, if that is known, for it might come again and again.
+    fn draw_without(&self, known: &[u32], rng: &mut Rng) -> u32 {
+        match &self.weights {
+            Some(Weights {
+                heaviest: Some((slot, rest)),
+                ..
+            }) if known.contains(slot) => rest.draw(rng),
+            _ => self.draw(rng),
+        }
     }
 }
 
@@ -128,22 +154,6 @@ impl Weights {
             heaviest,
             inverse: weights.iter().map(|&w| mean / f64::from(w)).collect(),
         })
-    }
-
-    fn draw_pair(&self, rng: &mut Rng) -> (u32, u32) {
-        let first = self.alias.draw(rng);
-        if let Some((slot, rest)) = &self.heaviest {
-            if *slot == first {
-                return (first, rest.draw(rng));
-            }
-        }
-        // The first weighs at most half of all: two rounds on average.
-        loop {
-            let second = self.alias.draw(rng);
-            if second != first {
-                return (first, second);
-            }
-        }
     }
 }
 

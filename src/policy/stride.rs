@@ -37,7 +37,13 @@ impl Stride {
             let weight = if weight == 0 { mean } else { f64::from(weight) };
             let parts = (weight / (mean * MOST_TIMES_MEAN)).ceil();
             let first = (entry as f64 + 0.5) / weights.len() as f64 / parts;
-            let part = |part: u32| (first + f64::from(part) / parts, entry as u32, weight / parts);
+            let part = |part: u32| {
+                (
+                    first + f64::from(part) / parts,
+                    entry as u32,
+                    weight / parts,
+                )
+            };
             places.extend((0..parts as u32).map(part));
         }
         places.sort_by(|a, b| a.0.total_cmp(&b.0));
