@@ -6,6 +6,7 @@ pub mod discover;
 pub mod endpoint;
 pub mod error;
 pub mod load;
+pub mod metric;
 pub mod policy;
 
 pub use self::{
@@ -14,11 +15,12 @@ pub use self::{
     endpoint::{Address, Endpoint, IntoTarget, Status, Target},
     error::{NoEndpoints, NotChosen, NotReady, Unavailable},
     load::{
-        Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, InFlight, Load,
+        Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, Load,
         Outcome, PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,
     },
+    metric::{Cost, InFlight, PickClock},
     policy::{
-        Candidates, Choice, Cost, LeastLoaded, Member, P2c, PickContext, Policy, Random,
+        Candidates, Choice, LeastLoaded, Member, P2c, PickContext, Policy, Random,
         RoundRobin, WeightedRoundRobin,
     },
 };

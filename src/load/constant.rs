@@ -2,7 +2,7 @@ use std::task::{Context, Poll};
 
 use tower::{Layer, Service, load::Load};
 
-use super::InFlight;
+use crate::metric::InFlight;
 
 /// Gives a service a load that never changes: for tests, and costs that are known beforehand.
 #[derive(Clone, Copy, Debug)]

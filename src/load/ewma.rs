@@ -1,6 +1,6 @@
 //! The maths of Peak-EWMA, and the few atomics that hold its state.
 //!
-//! Times are nanoseconds since the tracker was made; levels are seconds.
+//! Times are nanoseconds of one clock; levels are seconds.
 
 use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
@@ -64,10 +64,10 @@ pub(super) struct Settings {
 }
 
 impl Level {
-    pub(super) fn new(default_secs: f64) -> Self {
+    pub(super) fn new(default_secs: f64, now: u64) -> Self {
         Self {
             answered: AtomicU64::new(default_secs.to_bits()),
-            answered_at: AtomicU64::new(0),
+            answered_at: AtomicU64::new(now),
             cancelled: AtomicU64::new(0),
             cancelled_at: AtomicU64::new(0),
         }
@@ -104,30 +104,17 @@ impl Level {
         }
     }
 
-    /// Returns the level without any fading.
-    pub(super) fn peak(&self, settings: Settings) -> f64 {
-        let (count, seen) = unpack(self.cancelled.load(Relaxed));
-        f64::from_bits(self.answered.load(Relaxed)).max(censored(
-            count,
-            seen,
-            settings.penalty_secs,
-        ))
-    }
-
-    /// Returns the level as it has faded by `now`.
-    pub(super) fn faded(&self, now: u64, settings: Settings) -> f64 {
+    #[inline]
+    pub(super) fn read(&self) -> LevelReading {
         // Acquire: who sees a level also sees the time of it, or a later one.
-        let level = f64::from_bits(self.answered.load(Acquire));
-        let idle = since(now, self.answered_at.load(Relaxed));
-        let level = level * retained(idle, settings.decay_secs);
-        let word = self.cancelled.load(Acquire);
-        if word == 0 {
-            return level;
+        let answered = f64::from_bits(self.answered.load(Acquire));
+        let cancelled = self.cancelled.load(Acquire);
+        LevelReading {
+            answered,
+            answered_at: self.answered_at.load(Relaxed),
+            cancelled,
+            cancelled_at: self.cancelled_at.load(Relaxed),
         }
-        let (count, seen) = unpack(word);
-        let idle = since(now, self.cancelled_at.load(Relaxed));
-        level
-            .max(censored(count, seen, settings.penalty_secs) * retained(idle, settings.decay_secs))
     }
 
     fn answer(&self, now: u64, next: impl Fn(f64, f64) -> f64) {
@@ -157,6 +144,43 @@ impl Level {
         if self.cancelled.load(Relaxed) != 0 {
             self.cancelled.store(0, Relaxed);
         }
+    }
+}
+
+/// What a [`Level`] holds at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LevelReading {
+    answered: f64,
+    answered_at: u64,
+    cancelled: u64,
+    cancelled_at: u64,
+}
+
+impl LevelReading {
+    /// Returns the level without any fading, in seconds.
+    #[inline]
+    pub(super) fn peak(&self, settings: Settings) -> f64 {
+        if self.cancelled == 0 {
+            return self.answered;
+        }
+        self.answered.max(self.censored(settings))
+    }
+
+    /// Returns the level as it has faded by `now`, in seconds.
+    #[inline]
+    pub(super) fn faded(&self, now: u64, settings: Settings) -> f64 {
+        let left = |at| retained(since(now, at), settings.decay_secs);
+        let answered = self.answered * left(self.answered_at);
+        if self.cancelled == 0 {
+            return answered;
+        }
+        answered.max(self.censored(settings) * left(self.cancelled_at))
+    }
+
+    #[cold]
+    fn censored(&self, settings: Settings) -> f64 {
+        let (count, seen) = unpack(self.cancelled);
+        censored(count, seen, settings.penalty_secs)
     }
 }
 

@@ -29,13 +29,7 @@ pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
 pub use self::{
     classify::{Classify, ErrorsAreFailures, Outcome},
     constant::{Constant, ConstantLayer},
-    peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer},
+    peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer, PeakEwmaLoad},
     pending_requests::{PendingRequests, PendingRequestsHandle, PendingRequestsLayer},
     track::TrackFuture,
 };
-
-/// Counts the requests under way: what bounded loads and limits need.
-pub trait InFlight {
-    /// Returns how many requests have been sent and are not over yet.
-    fn in_flight(&self) -> usize;
-}

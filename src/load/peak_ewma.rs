@@ -1,21 +1,22 @@
 use std::{
+    cmp::Ordering,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::Instant;
 use tower::{
     Layer, Service,
     load::{CompleteOnResponse, Load, TrackCompletion},
 };
 
 use super::{
-    Classify, ErrorsAreFailures, InFlight, Outcome,
+    Classify, ErrorsAreFailures, Outcome,
     ages::Ages,
-    ewma::{Level, Settings},
+    ewma::{Level, LevelReading, Settings},
     track::{Handle, TrackFuture},
 };
+use crate::metric::{self, Cost, InFlight, PickClock};
 
 /// Measures a service by its recent peak latency times its requests in flight.
 ///
@@ -79,8 +80,17 @@ struct Shared {
     ages: Ages,
     level: Level,
     settings: Settings,
-    /// What times are counted from.
-    epoch: Instant,
+}
+
+/// A reading of [`PeakEwma`], whose value depends on the time at which it is compared.
+///
+/// Compared without a [`PickClock`], it reads the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct PeakEwmaLoad {
+    in_flight: u64,
+    oldest: u64,
+    level: LevelReading,
+    settings: Settings,
 }
 
 impl<S> PeakEwma<S> {
@@ -99,7 +109,7 @@ impl<S, C, K> PeakEwma<S, C, K> {
     /// Returns the latency that a request is expected to have now. Reads the clock.
     #[must_use]
     pub fn estimate(&self) -> Duration {
-        let (_, secs) = self.shared.estimate();
+        let secs = self.load().estimate(metric::now());
         Duration::try_from_secs_f64(secs).unwrap_or(Duration::MAX)
     }
 }
@@ -200,9 +210,8 @@ impl<S, C: Clone, K: Clone> Layer<S> for PeakEwmaLayer<C, K> {
             classify: self.classify.clone(),
             shared: Arc::new(Shared {
                 ages: Ages::default(),
-                level: Level::new(self.default_rtt.as_secs_f64()),
+                level: Level::new(self.default_rtt.as_secs_f64(), metric::now()),
                 settings: self.settings,
-                epoch: Instant::now(),
             }),
         }
     }
@@ -221,17 +230,75 @@ impl<S: Clone, C: Clone, K: Clone> Clone for PeakEwma<S, C, K> {
 
 impl<S, C, K> InFlight for PeakEwma<S, C, K> {
     fn in_flight(&self) -> usize {
-        self.shared.ages.read(0).0 as usize
+        self.shared.ages.read().0 as usize
     }
 }
 
 impl<S, C, K> Load for PeakEwma<S, C, K> {
-    /// The latency estimate in seconds, times the requests in flight with the next one.
-    type Metric = f64;
+    /// The latency estimate in seconds, times the requests in flight and the next one.
+    type Metric = PeakEwmaLoad;
 
-    fn load(&self) -> f64 {
-        let (in_flight, secs) = self.shared.estimate();
-        secs * (in_flight + 1) as f64
+    #[inline]
+    fn load(&self) -> PeakEwmaLoad {
+        let Shared {
+            ages,
+            level,
+            settings,
+        } = &*self.shared;
+        let (in_flight, oldest) = ages.read();
+        PeakEwmaLoad {
+            in_flight,
+            oldest,
+            level: level.read(),
+            settings: *settings,
+        }
+    }
+}
+
+impl PeakEwmaLoad {
+    /// Returns the latency that a request is expected to have, in seconds.
+    #[inline]
+    fn estimate(&self, now: u64) -> f64 {
+        if self.in_flight == 0 {
+            self.level.faded(now, self.settings)
+        } else {
+            let age = now.saturating_sub(self.oldest) as f64 / 1e9;
+            self.level.peak(self.settings).max(age)
+        }
+    }
+
+    #[inline]
+    fn cost_when(&self, now: u64) -> f64 {
+        self.estimate(now) * (self.in_flight + 1) as f64
+    }
+}
+
+impl Cost for PeakEwmaLoad {
+    fn cost(&self) -> f64 {
+        self.cost_when(metric::now())
+    }
+
+    #[inline]
+    fn cost_at(&self, clock: &PickClock) -> f64 {
+        self.cost_when(clock.nanos())
+    }
+
+    #[inline]
+    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
+        self.cost_at(clock).partial_cmp(&other.cost_at(clock))
+    }
+}
+
+impl PartialOrd for PeakEwmaLoad {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        let now = metric::now();
+        self.cost_when(now).partial_cmp(&other.cost_when(now))
+    }
+}
+
+impl PartialEq for PeakEwmaLoad {
+    fn eq(&self, other: &Self) -> bool {
+        self.partial_cmp(other) == Some(Ordering::Equal)
     }
 }
 
@@ -261,29 +328,11 @@ where
     }
 }
 
-impl Shared {
-    fn now(&self) -> u64 {
-        let elapsed = Instant::now().saturating_duration_since(self.epoch);
-        elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos())
-    }
-
-    /// Returns the requests in flight and the estimate in seconds.
-    fn estimate(&self) -> (u64, f64) {
-        let now = self.now();
-        let (in_flight, oldest) = self.ages.read(now);
-        let secs = if in_flight == 0 {
-            self.level.faded(now, self.settings)
-        } else {
-            self.level.peak(self.settings).max(oldest as f64 / 1e9)
-        };
-        (in_flight, secs)
-    }
-}
-
 impl PeakEwmaHandle {
+    #[inline]
     fn start(shared: &Arc<Shared>) -> Self {
-        let sent_at = shared.now();
-        let slack = shared.level.peak(shared.settings) * 1e9 / 4.0;
+        let sent_at = metric::now_at_start();
+        let slack = shared.level.read().peak(shared.settings) * 1e9 / 4.0;
         Self {
             generation: shared.ages.enter(sent_at, slack as u64),
             shared: shared.clone(),
@@ -304,7 +353,7 @@ impl Drop for PeakEwmaHandle {
         let Shared {
             level, settings, ..
         } = &*self.shared;
-        let now = self.shared.now();
+        let now = metric::now_at_end();
         let took = now.saturating_sub(self.sent_at);
         match self.outcome {
             Some(Outcome::Success) => level.succeed(took, now, *settings),

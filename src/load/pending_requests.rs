@@ -9,10 +9,11 @@ use tower::{
 };
 
 use super::{
-    InFlight, Outcome,
+    Outcome,
     classify::ErrorsAreFailures,
     track::{Handle, TrackFuture},
 };
+use crate::metric::InFlight;
 
 /// Measures a service by its requests in flight.
 ///

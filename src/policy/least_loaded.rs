@@ -1,6 +1,7 @@
 use tower::load::Load;
 
-use super::{Candidates, Choice, Cost, Member, PickContext, Policy};
+use super::{Candidates, Choice, Member, PickContext, Policy};
+use crate::metric::{Cost, PickClock};
 
 /// Picks the least loaded of all members.
 ///
@@ -64,15 +65,17 @@ where
         cx: &mut PickContext<'_, Req>,
     ) -> Choice {
         let members = candidates.members();
+        let clock = PickClock::new();
+        let cost = |position: usize| or_infinite(members[position].service.load().cost_at(&clock));
         let least = match (&table.inverse, candidates.is_narrowed()) {
             (None, false) => least(members.len(), cx, |position| {
-                Some(or_infinite(members[position].service.load().cost()))
+                Some(cost(position))
             }),
             (inverse, _) => least(members.len(), cx, |position| {
                 let weight = inverse.as_ref().map_or(1.0, |inverse| inverse[position]);
                 candidates
                     .contains(position)
-                    .then(|| or_infinite(members[position].service.load().cost() * weight))
+                    .then(|| cost(position) * weight)
             }),
         };
         least.map_or(Choice::None, Choice::Member)

@@ -41,7 +41,6 @@
 //! ```
 
 mod candidates;
-mod cost;
 mod least_loaded;
 mod p2c;
 mod random;
@@ -57,7 +56,6 @@ pub(crate) use self::{
 };
 pub use self::{
     candidates::{Candidates, Member},
-    cost::Cost,
     least_loaded::{LeastLoaded, LeastLoadedTable},
     p2c::{P2c, P2cTable},
     random::{Random, RandomTable},

@@ -1,6 +1,7 @@
 use tower::load::Load;
 
-use super::{Candidates, Choice, Cost, Member, PickContext, Policy, Rng, sampler::Sampler};
+use super::{Candidates, Choice, Member, PickContext, Policy, Rng, sampler::Sampler};
+use crate::metric::{Cost, PickClock};
 
 /// Picks the less loaded of two members drawn at random: the power of two choices.
 ///
@@ -69,6 +70,7 @@ impl P2c {
         let mut drawn = [u32::MAX; MOST_CHOICES];
         let mut best = None;
         let mut least = f64::INFINITY;
+        let clock = PickClock::new();
         for choice in 0..self.choices.min(sampler.len() as usize) {
             let known = &drawn[..choice];
             let Some(slot) = sampler.draw_another(known, candidates, rng) else {
@@ -76,7 +78,7 @@ impl P2c {
             };
             drawn[choice] = slot;
             let member = &candidates.members()[sampler.position(slot)];
-            let load = sampler.relative(slot, member.service.load().cost());
+            let load = sampler.relative(slot, member.service.load().cost_at(&clock));
             if best.is_none() || load < least {
                 (best, least) = (Some(slot), load);
             }
@@ -126,8 +128,10 @@ where
         let (first, second) = cx.rng().distinct_pair(table.plain);
         let load = |position: u32| candidates.members()[position as usize].service.load();
         let (first_load, second_load) = (load(first), load(second));
-        // What is not a number does not even equal itself, and loses.
-        let second_wins = second_load < first_load || first_load.partial_cmp(&first_load).is_none();
+        let second_wins = match second_load.compare_at(&first_load, &PickClock::new()) {
+            Some(order) => order.is_lt(),
+            None => first_load.cost().is_nan(),
+        };
         Choice::Member(if second_wins { second } else { first } as usize)
     }
 

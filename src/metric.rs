@@ -1,0 +1,144 @@
+//! What a load is, as a policy reads it: the traits that trackers and policies have in common.
+
+use std::{
+    cell::{Cell, OnceCell},
+    cmp::Ordering,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Counts the requests under way: what bounded loads and limits need.
+pub trait InFlight {
+    /// Returns how many requests have been sent and are not over yet.
+    fn in_flight(&self) -> usize;
+}
+
+/// A load metric as a number, so that it can be divided by a weight.
+///
+/// Implemented for integers, floats and [`Duration`] (in seconds), and for the metrics of this
+/// crate's trackers. For the metric of a [`Load`](tower::load::Load) of your own, implement
+/// [`cost`](Self::cost); the other methods are for metrics that change as time passes.
+///
+/// What is not a number counts as infinite.
+pub trait Cost: PartialOrd {
+    /// Returns the number; lower is better, and twice the number is twice the load.
+    fn cost(&self) -> f64;
+
+    /// Returns the number at the time of `clock`, which a pick reads once for all loads that it compares.
+    #[inline]
+    fn cost_at(&self, clock: &PickClock) -> f64 {
+        let _ = clock;
+        self.cost()
+    }
+
+    /// Compares with another load at the time of `clock`; `None` if one of them is not a number.
+    #[inline]
+    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
+        let _ = clock;
+        self.partial_cmp(other)
+    }
+}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {$(
+        impl Cost for $number {
+            #[inline]
+            fn cost(&self) -> f64 {
+                *self as f64
+            }
+        }
+    )*};
+}
+
+numbers!(
+    u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, f32, f64
+);
+
+impl Cost for Duration {
+    #[inline]
+    fn cost(&self) -> f64 {
+        self.as_secs_f64()
+    }
+}
+
+/// The time of one pick: read when first asked for, and then the same.
+///
+/// On a thread that starts requests less than a millisecond apart it is the time at which the last one
+/// started or ended there, which saves the reading; so one pick after a pause may be made by the
+/// time before it.
+#[derive(Debug, Default)]
+pub struct PickClock(OnceCell<u64>);
+
+impl PickClock {
+    /// Starts a pick whose time has not been asked for.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(OnceCell::new())
+    }
+
+    /// Returns the nanoseconds since some moment before the first reading in this process.
+    #[inline]
+    pub(crate) fn nanos(&self) -> u64 {
+        *self.0.get_or_init(|| {
+            LAST.with(|last| match last.get() {
+                Reading { nanos, dense: true } => nanos,
+                _ => now(),
+            })
+        })
+    }
+}
+
+/// What this thread last read from the clock, for a request's start or end.
+#[derive(Clone, Copy)]
+struct Reading {
+    nanos: u64,
+    /// Whether the last request started within [`DENSE_NANOS`] of the reading before.
+    dense: bool,
+}
+
+thread_local! {
+    static LAST: Cell<Reading> = const { Cell::new(Reading { nanos: 0, dense: false }) };
+}
+
+/// Reads the clock for the start of a request.
+#[inline]
+pub(crate) fn now_at_start() -> u64 {
+    let nanos = now();
+    LAST.with(|last| {
+        // A clock that went back is another clock.
+        let gap = nanos.wrapping_sub(last.get().nanos);
+        let dense = gap < DENSE_NANOS;
+        last.set(Reading { nanos, dense });
+    });
+    nanos
+}
+
+/// Reads the clock for the end of a request.
+#[inline]
+pub(crate) fn now_at_end() -> u64 {
+    let nanos = now();
+    LAST.with(|last| last.set(Reading { nanos, ..last.get() }));
+    nanos
+}
+
+/// Reads the clock: nanoseconds since some moment before the first reading in this process.
+#[inline]
+pub(crate) fn now() -> u64 {
+    let now = Instant::now();
+    let elapsed = now.saturating_duration_since(*EPOCH.get_or_init(|| before(now)));
+    elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos())
+}
+
+/// Returns a moment that no paused clock of this process is likely to start before.
+#[cold]
+fn before(now: Instant) -> Instant {
+    now.checked_sub(Duration::from_secs(24 * 60 * 60))
+        .unwrap_or(now)
+}
+
+static EPOCH: OnceLock<Instant> = OnceLock::new();
+
+/// A millisecond: too short for a difference in load that a pick should have seen.
+const DENSE_NANOS: u64 = 1_000_000;
