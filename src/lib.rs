@@ -15,12 +15,12 @@ pub use self::{
     endpoint::{Address, Endpoint, IntoTarget, Status, Target},
     error::{NoEndpoints, NotChosen, NotReady, Unavailable},
     load::{
-        Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, Load,
-        Outcome, PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,
+        Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, Load, Outcome,
+        PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,
     },
     metric::{Cost, InFlight, PickClock},
     policy::{
-        Candidates, Choice, LeastLoaded, Member, P2c, PickContext, Policy, Random,
-        RoundRobin, WeightedRoundRobin,
+        Candidates, Choice, LeastLoaded, Member, P2c, PickContext, Policy, Random, RoundRobin,
+        WeightedRoundRobin,
     },
 };

@@ -1,11 +1,6 @@
 //! What a load is, as a policy reads it: the traits that trackers and policies have in common.
 
-use std::{
-    cell::{Cell, OnceCell},
-    cmp::Ordering,
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{cell::Cell, sync::OnceLock, time::Duration};
 
 use tokio::time::Instant;
 
@@ -32,13 +27,6 @@ pub trait Cost: PartialOrd {
         let _ = clock;
         self.cost()
     }
-
-    /// Compares with another load at the time of `clock`; `None` if one of them is not a number.
-    #[inline]
-    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
-        let _ = clock;
-        self.partial_cmp(other)
-    }
 }
 
 macro_rules! numbers {
@@ -53,8 +41,16 @@ macro_rules! numbers {
 }
 
 numbers!(
-    u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, f32, f64
+    u8, u16, u32, u64, u128, i8, i16, i32, i64, i128, isize, f32, f64
 );
+
+impl Cost for usize {
+    #[inline]
+    fn cost(&self) -> f64 {
+        // A count: from a signed integer the conversion is one instruction, not five.
+        isize::try_from(*self).unwrap_or(isize::MAX) as f64
+    }
+}
 
 impl Cost for Duration {
     #[inline]
@@ -69,24 +65,23 @@ impl Cost for Duration {
 /// started or ended there, which saves the reading; so one pick after a pause may be made by the
 /// time before it.
 #[derive(Debug, Default)]
-pub struct PickClock(OnceCell<u64>);
+pub struct PickClock(Cell<u64>);
 
 impl PickClock {
     /// Starts a pick whose time has not been asked for.
     #[must_use]
     pub const fn new() -> Self {
-        Self(OnceCell::new())
+        Self(Cell::new(0))
     }
 
     /// Returns the nanoseconds since some moment before the first reading in this process.
     #[inline]
     pub(crate) fn nanos(&self) -> u64 {
-        *self.0.get_or_init(|| {
-            LAST.with(|last| match last.get() {
-                Reading { nanos, dense: true } => nanos,
-                _ => now(),
-            })
-        })
+        if self.0.get() == 0 {
+            let last = LAST.get();
+            self.0.set(if last.dense { last.nanos } else { now() });
+        }
+        self.0.get()
     }
 }
 
@@ -106,12 +101,9 @@ thread_local! {
 #[inline]
 pub(crate) fn now_at_start() -> u64 {
     let nanos = now();
-    LAST.with(|last| {
-        // A clock that went back is another clock.
-        let gap = nanos.wrapping_sub(last.get().nanos);
-        let dense = gap < DENSE_NANOS;
-        last.set(Reading { nanos, dense });
-    });
+    // A clock that went back is another clock: the difference wraps, and is large.
+    let dense = nanos.wrapping_sub(LAST.get().nanos) < DENSE_NANOS;
+    LAST.set(Reading { nanos, dense });
     nanos
 }
 
@@ -119,7 +111,8 @@ pub(crate) fn now_at_start() -> u64 {
 #[inline]
 pub(crate) fn now_at_end() -> u64 {
     let nanos = now();
-    LAST.with(|last| last.set(Reading { nanos, ..last.get() }));
+    let dense = LAST.get().dense;
+    LAST.set(Reading { nanos, dense });
     nanos
 }
 

@@ -1,72 +1,83 @@
 //! The maths of Peak-EWMA, and the few atomics that hold its state.
 //!
-//! Times are nanoseconds of one clock; levels are seconds.
+//! Times are nanoseconds of one clock, and so are levels: latencies that endpoints have shown.
+
+use std::time::Duration;
 
 use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
-/// Returns what is left of a level after `idle` without an answer: 1 down to 0.
-///
-/// `e^(-idle / decay)`, Finagle's weight, up to [`TRIAL_AFTER_SECS`]; from there on it falls with
-/// [`TRIAL_DECAY_SECS`] instead, so that no endpoint, however slow it was, waits much longer for a trial.
-/// The order of endpoints that are idle for the same time stays as it was.
-pub(super) fn retained(idle_secs: f64, decay_secs: f64) -> f64 {
-    let over = (idle_secs - TRIAL_AFTER_SECS).max(0.0);
-    let exponent = idle_secs / decay_secs + over / TRIAL_DECAY_SECS;
-    if exponent < SMALL_EXPONENT {
-        // 1 - x + x^2/2 is e^-x to within x^3/6, below 2e-10 here, at a tenth of the cost.
-        1.0 - exponent + exponent * exponent / 2.0
-    } else {
-        (-exponent).exp()
-    }
+/// What the owner of a [`Level`] fixes for its life.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    decay: u64,
+    penalty: u64,
 }
 
-/// Returns the level after an answer that took `rtt_secs`, `idle_secs` after the one before.
-///
-/// A slower answer is a peak and counts at once; a faster one pulls the level down as time passes:
-/// `rtt + (level - rtt) * retained`.
-pub(super) fn observe(level: f64, rtt_secs: f64, idle_secs: f64, decay_secs: f64) -> f64 {
-    if rtt_secs >= level {
-        rtt_secs
-    } else {
-        rtt_secs + (level - rtt_secs) * retained(idle_secs, decay_secs)
+impl Settings {
+    pub(super) fn new(decay: Duration, penalty: Duration) -> Self {
+        Self {
+            decay: nanos(decay),
+            penalty: nanos(penalty),
+        }
     }
-}
 
-/// Returns the level that `cancelled` requests in a row stand for, in which `seen_secs` passed in all.
-///
-/// Each of them is a censored sample: it took longer than it was waited for. If the mean latency were
-/// `m`, the time seen without one answer would exceed `k * m` with probability `e^-k`. One alone, a caller
-/// that lost patience, says nothing; `k` of them raise the level to the time that the others were waited for.
-pub(super) fn censored(cancelled: u32, seen_secs: f64, penalty_secs: f64) -> f64 {
-    if cancelled < 2 {
-        return 0.0;
+    /// Returns what is left of a level after `idle` without an answer: 1 down to 0.
+    ///
+    /// `e^(-idle / decay)`, Finagle's weight, up to [`TRIAL_AFTER`]; from there on it falls with
+    /// [`TRIAL_DECAY`] instead, so that no endpoint, however slow it was, waits much longer for a trial.
+    /// The order of endpoints that are idle for the same time stays as it was.
+    pub(super) fn retained(self, idle: u64) -> f64 {
+        let over = idle.saturating_sub(TRIAL_AFTER);
+        (-float(idle) / float(self.decay) - float(over) / TRIAL_DECAY).exp()
     }
-    let mean = seen_secs / f64::from(cancelled);
-    (seen_secs - mean).min(mean.max(penalty_secs))
+
+    /// Returns the level after an answer that took `rtt`, `idle` after the one before.
+    ///
+    /// A slower answer is a peak and counts at once; a faster one pulls the level down as time passes:
+    /// `rtt + (level - rtt) * retained`.
+    pub(super) fn observe(self, level: u64, rtt: u64, idle: u64) -> u64 {
+        match level.checked_sub(rtt) {
+            None => rtt,
+            Some(above) => rtt + (float(above) * self.retained(idle)).round() as u64,
+        }
+    }
+
+    /// Returns the level that `cancelled` requests in a row stand for, which were waited for `seen` in all.
+    ///
+    /// Each of them is a censored sample: it took longer than it was waited for. If the mean latency were
+    /// `m`, the time seen without one answer would exceed `k * m` with probability `e^-k`. One alone, a
+    /// caller that lost patience, says nothing; `k` of them raise the level to the time that the others
+    /// were waited for. They do not add up beyond the penalty, or the time that each was waited for.
+    pub(super) fn censored(self, cancelled: u32, seen: u64) -> u64 {
+        if cancelled < 2 {
+            return 0;
+        }
+        let mean = seen / u64::from(cancelled);
+        (seen - mean).min(mean.max(self.penalty))
+    }
+
+    /// Returns whether so short a pause leaves a level as it is, to within a thousandth.
+    #[inline]
+    const fn is_short(self, idle: u64) -> bool {
+        idle < self.decay / 1024
+    }
 }
 
 /// The latency that an endpoint has shown, as answers and cancellations report it.
 #[derive(Debug)]
 pub(super) struct Level {
-    /// The level at the last answer: bits of an `f64`.
+    /// The level at the last answer.
     answered: AtomicU64,
     answered_at: AtomicU64,
-    /// The cancellations since the last answer: their number above, the seconds waited (`f32`) below.
+    /// The cancellations since the last answer: their number and the time waited, see [`pack`].
     cancelled: AtomicU64,
     cancelled_at: AtomicU64,
 }
 
-/// What the owner of a [`Level`] fixes for its life.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Settings {
-    pub(super) decay_secs: f64,
-    pub(super) penalty_secs: f64,
-}
-
 impl Level {
-    pub(super) fn new(default_secs: f64, now: u64) -> Self {
+    pub(super) fn new(default: Duration, now: u64) -> Self {
         Self {
-            answered: AtomicU64::new(default_secs.to_bits()),
+            answered: AtomicU64::new(nanos(default)),
             answered_at: AtomicU64::new(now),
             cancelled: AtomicU64::new(0),
             cancelled_at: AtomicU64::new(0),
@@ -74,26 +85,32 @@ impl Level {
     }
 
     /// Takes a successful answer.
+    ///
+    /// Answers that come within a thousandth of the decay share one weight: all but the first of them count
+    /// only as peaks, which spares the swap under load.
+    #[inline]
     pub(super) fn succeed(&self, rtt: u64, now: u64, settings: Settings) {
-        self.answer(now, |level, idle| {
-            observe(level, secs(rtt), idle, settings.decay_secs)
-        });
+        let level = self.answered.load(Relaxed);
+        let idle = now.saturating_sub(self.answered_at.load(Relaxed));
+        if rtt > level || !settings.is_short(idle) || self.cancelled.load(Relaxed) != 0 {
+            self.answer(now, |level, idle| settings.observe(level, rtt, idle));
+        }
     }
 
-    /// Takes a failed answer, which counts as `penalty_secs` at least.
+    /// Takes a failed answer, which counts as the penalty at least.
+    #[cold]
     pub(super) fn fail(&self, rtt: u64, now: u64, settings: Settings) {
-        self.answer(now, |level, _| {
-            level.max(secs(rtt)).max(settings.penalty_secs)
-        });
+        self.answer(now, |level, _| level.max(rtt).max(settings.penalty));
     }
 
     /// Takes a request that was given up after `waited`.
+    #[cold]
     pub(super) fn cancel(&self, waited: u64, now: u64) {
         self.cancelled_at.store(now, Relaxed);
         let mut word = self.cancelled.load(Relaxed);
         loop {
             let (count, seen) = unpack(word);
-            let next = pack(count.saturating_add(1), seen + secs(waited));
+            let next = pack(count.saturating_add(1), seen.saturating_add(waited));
             match self
                 .cancelled
                 .compare_exchange_weak(word, next, Release, Relaxed)
@@ -104,10 +121,16 @@ impl Level {
         }
     }
 
+    /// Returns a power of two of about a quarter of the level: by its exponent.
+    #[inline]
+    pub(super) fn log2_quarter(&self) -> u32 {
+        self.answered.load(Relaxed).max(4).ilog2() - 2
+    }
+
     #[inline]
     pub(super) fn read(&self) -> LevelReading {
         // Acquire: who sees a level also sees the time of it, or a later one.
-        let answered = f64::from_bits(self.answered.load(Acquire));
+        let answered = self.answered.load(Acquire);
         let cancelled = self.cancelled.load(Acquire);
         LevelReading {
             answered,
@@ -117,27 +140,27 @@ impl Level {
         }
     }
 
-    fn answer(&self, now: u64, next: impl Fn(f64, f64) -> f64) {
-        let mut bits = self.answered.load(Acquire);
+    #[cold]
+    fn answer(&self, now: u64, next: impl Fn(u64, u64) -> u64) {
+        let mut level = self.answered.load(Acquire);
         let then = self.answered_at.load(Relaxed);
-        let mut idle = since(now, then);
+        let mut idle = now.saturating_sub(then);
         // Before the level, so that whoever sees the new level sees a time that is not older.
         self.answered_at.store(now.max(then), Relaxed);
         loop {
-            let level = next(f64::from_bits(bits), idle).to_bits();
-            // Release; pairs with the Acquire in `faded`. loom: `a_peak_outlives_a_faster_answer`
+            // Release; pairs with the Acquire in `read`. loom: `a_peak_outlives_a_faster_answer`
+            let next = next(level, idle);
             match self
                 .answered
-                .compare_exchange(bits, level, Release, Acquire)
+                .compare_exchange(level, next, Release, Acquire)
             {
                 Ok(_) => break,
                 Err(current) => {
                     // A peak that came in between is fresh: this answer's idle time was not its own.
-                    // (Bits of positive floats are ordered as the floats are.)
-                    if current > bits {
-                        idle = 0.0;
+                    if current > level {
+                        idle = 0;
                     }
-                    bits = current;
+                    level = current;
                 }
             }
         }
@@ -150,63 +173,87 @@ impl Level {
 /// What a [`Level`] holds at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LevelReading {
-    answered: f64,
+    answered: u64,
     answered_at: u64,
     cancelled: u64,
     cancelled_at: u64,
 }
 
 impl LevelReading {
-    /// Returns the level without any fading, in seconds.
+    /// Returns the level without any fading.
     #[inline]
-    pub(super) fn peak(&self, settings: Settings) -> f64 {
+    pub(super) fn peak(&self, settings: Settings) -> u64 {
         if self.cancelled == 0 {
             return self.answered;
         }
         self.answered.max(self.censored(settings))
     }
 
-    /// Returns the level as it has faded by `now`, in seconds.
+    /// Returns the level as it has faded by `now`.
     #[inline]
-    pub(super) fn faded(&self, now: u64, settings: Settings) -> f64 {
-        let left = |at| retained(since(now, at), settings.decay_secs);
-        let answered = self.answered * left(self.answered_at);
-        if self.cancelled == 0 {
-            return answered;
+    pub(super) fn faded(&self, now: u64, settings: Settings) -> u64 {
+        let idle = now.saturating_sub(self.answered_at);
+        if self.cancelled == 0 && settings.is_short(idle) {
+            return self.answered;
         }
-        answered.max(self.censored(settings) * left(self.cancelled_at))
+        self.faded_long(now, settings)
     }
 
     #[cold]
-    fn censored(&self, settings: Settings) -> f64 {
+    fn faded_long(&self, now: u64, settings: Settings) -> u64 {
+        let left = |at| settings.retained(now.saturating_sub(at));
+        let answered = float(self.answered) * left(self.answered_at);
+        let cancelled = float(self.censored(settings)) * left(self.cancelled_at);
+        answered.max(cancelled) as u64
+    }
+
+    #[cold]
+    fn censored(&self, settings: Settings) -> u64 {
         let (count, seen) = unpack(self.cancelled);
-        censored(count, seen, settings.penalty_secs)
+        settings.censored(count, seen)
     }
 }
 
-const fn pack(count: u32, seen_secs: f64) -> u64 {
-    ((count as u64) << 32) | (seen_secs as f32).to_bits() as u64
+/// Packs a count of cancellations, up to a million, and the time waited for them, up to 208 days.
+const fn pack(count: u32, seen: u64) -> u64 {
+    let most = (1 << SEEN_BITS) - 1;
+    let seen = seen >> SEEN_TICK_BITS;
+    let count = if count < MOST_CANCELLED {
+        count
+    } else {
+        MOST_CANCELLED
+    };
+    (count as u64) << SEEN_BITS | if seen < most { seen } else { most }
 }
 
-const fn unpack(word: u64) -> (u32, f64) {
-    ((word >> 32) as u32, f32::from_bits(word as u32) as f64)
+const fn unpack(word: u64) -> (u32, u64) {
+    let seen = word & ((1 << SEEN_BITS) - 1);
+    ((word >> SEEN_BITS) as u32, seen << SEEN_TICK_BITS)
 }
 
-/// Returns the seconds from `then` to `now`; 0 where the clock went back.
-const fn since(now: u64, then: u64) -> f64 {
-    secs(now.saturating_sub(then))
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos())
+        .unwrap_or(u64::MAX)
+        .min(MOST_NANOS)
 }
 
-const fn secs(nanos: u64) -> f64 {
-    nanos as f64 / 1e9
+/// Converts nanoseconds, fewer than 292 years of them.
+#[inline]
+const fn float(nanos: u64) -> f64 {
+    // Signed conversion is one instruction, unsigned five.
+    nanos as i64 as f64
 }
 
 /// A caller that waits longer than this for a backend to come back has noticed; and one request in five
-/// seconds costs a broken endpoint's callers next to nothing.
-const TRIAL_AFTER_SECS: f64 = 5.0;
+/// seconds costs a broken endpoint's callers next to nothing. In ns.
+const TRIAL_AFTER: u64 = 5_000_000_000;
 
-/// Takes a level of a minute below ten milliseconds in 3.5 s.
-const TRIAL_DECAY_SECS: f64 = 0.4;
+/// Takes a level of a minute below ten milliseconds in 3.5 s. In ns.
+const TRIAL_DECAY: f64 = 4e8;
 
-/// Answers less than a thousandth of the decay apart need no exponential.
-const SMALL_EXPONENT: f64 = 1e-3;
+/// A century: no sum of two settings overflows.
+const MOST_NANOS: u64 = 100 * 365 * 24 * 3600 * 1_000_000_000;
+
+const SEEN_BITS: u32 = 44;
+const SEEN_TICK_BITS: u32 = 10;
+const MOST_CANCELLED: u32 = (1 << (64 - SEEN_BITS)) - 1;

@@ -12,7 +12,7 @@ use tower::{
 
 use super::{
     Classify, ErrorsAreFailures, Outcome,
-    ages::Ages,
+    ages::{Ages, Generation},
     ewma::{Level, LevelReading, Settings},
     track::{Handle, TrackFuture},
 };
@@ -44,6 +44,7 @@ pub struct PeakEwma<S, C = CompleteOnResponse, K = ErrorsAreFailures> {
     service: S,
     completion: C,
     classify: K,
+    settings: Settings,
     shared: Arc<Shared>,
 }
 
@@ -61,7 +62,8 @@ pub struct PeakEwma<S, C = CompleteOnResponse, K = ErrorsAreFailures> {
 #[derive(Clone, Debug)]
 pub struct PeakEwmaLayer<C = CompleteOnResponse, K = ErrorsAreFailures> {
     default_rtt: Duration,
-    settings: Settings,
+    decay: Duration,
+    failure_penalty: Duration,
     completion: C,
     classify: K,
 }
@@ -70,16 +72,28 @@ pub struct PeakEwmaLayer<C = CompleteOnResponse, K = ErrorsAreFailures> {
 #[derive(Debug)]
 pub struct PeakEwmaHandle {
     shared: Arc<Shared>,
+    settings: Settings,
     sent_at: u64,
-    generation: Option<usize>,
-    outcome: Option<Outcome>,
+    generation: Option<Generation>,
+    state: RequestState,
 }
 
+/// What has become of a request. A word wide, for copying what was written in narrower pieces stalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+enum RequestState {
+    Sent,
+    Succeeded,
+    Failed,
+    Ignored,
+}
+
+/// One cache line for each endpoint.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Shared {
     ages: Ages,
     level: Level,
-    settings: Settings,
 }
 
 /// A reading of [`PeakEwma`], whose value depends on the time at which it is compared.
@@ -109,8 +123,8 @@ impl<S, C, K> PeakEwma<S, C, K> {
     /// Returns the latency that a request is expected to have now. Reads the clock.
     #[must_use]
     pub fn estimate(&self) -> Duration {
-        let secs = self.load().estimate(metric::now());
-        Duration::try_from_secs_f64(secs).unwrap_or(Duration::MAX)
+        let nanos = self.load().estimate(metric::now());
+        Duration::from_nanos(nanos)
     }
 }
 
@@ -118,10 +132,8 @@ impl Default for PeakEwmaLayer {
     fn default() -> Self {
         Self {
             default_rtt: Duration::from_millis(30),
-            settings: Settings {
-                decay_secs: 10.0,
-                penalty_secs: 5.0,
-            },
+            decay: Duration::from_secs(10),
+            failure_penalty: Duration::from_secs(5),
             completion: CompleteOnResponse::default(),
             classify: ErrorsAreFailures::default(),
         }
@@ -155,7 +167,7 @@ impl<C, K> PeakEwmaLayer<C, K> {
     #[track_caller]
     pub fn decay(mut self, decay: Duration) -> Self {
         assert!(!decay.is_zero(), "the decay must not be zero");
-        self.settings.decay_secs = decay.as_secs_f64();
+        self.decay = decay;
         self
     }
 
@@ -173,7 +185,7 @@ impl<C, K> PeakEwmaLayer<C, K> {
             !failure_penalty.is_zero(),
             "the failure penalty must not be zero"
         );
-        self.settings.penalty_secs = failure_penalty.as_secs_f64();
+        self.failure_penalty = failure_penalty;
         self
     }
 
@@ -182,7 +194,8 @@ impl<C, K> PeakEwmaLayer<C, K> {
     pub fn completion<D>(self, completion: D) -> PeakEwmaLayer<D, K> {
         PeakEwmaLayer {
             default_rtt: self.default_rtt,
-            settings: self.settings,
+            decay: self.decay,
+            failure_penalty: self.failure_penalty,
             completion,
             classify: self.classify,
         }
@@ -193,7 +206,8 @@ impl<C, K> PeakEwmaLayer<C, K> {
     pub fn classify<L>(self, classify: L) -> PeakEwmaLayer<C, L> {
         PeakEwmaLayer {
             default_rtt: self.default_rtt,
-            settings: self.settings,
+            decay: self.decay,
+            failure_penalty: self.failure_penalty,
             completion: self.completion,
             classify,
         }
@@ -208,10 +222,10 @@ impl<S, C: Clone, K: Clone> Layer<S> for PeakEwmaLayer<C, K> {
             service,
             completion: self.completion.clone(),
             classify: self.classify.clone(),
+            settings: Settings::new(self.decay, self.failure_penalty),
             shared: Arc::new(Shared {
                 ages: Ages::default(),
-                level: Level::new(self.default_rtt.as_secs_f64(), metric::now()),
-                settings: self.settings,
+                level: Level::new(self.default_rtt, metric::now()),
             }),
         }
     }
@@ -223,6 +237,7 @@ impl<S: Clone, C: Clone, K: Clone> Clone for PeakEwma<S, C, K> {
             service: self.service.clone(),
             completion: self.completion.clone(),
             classify: self.classify.clone(),
+            settings: self.settings,
             shared: self.shared.clone(),
         }
     }
@@ -235,41 +250,37 @@ impl<S, C, K> InFlight for PeakEwma<S, C, K> {
 }
 
 impl<S, C, K> Load for PeakEwma<S, C, K> {
-    /// The latency estimate in seconds, times the requests in flight and the next one.
+    /// The latency estimate in nanoseconds, times the requests in flight and the next one.
     type Metric = PeakEwmaLoad;
 
     #[inline]
     fn load(&self) -> PeakEwmaLoad {
-        let Shared {
-            ages,
-            level,
-            settings,
-        } = &*self.shared;
-        let (in_flight, oldest) = ages.read();
+        let (in_flight, oldest) = self.shared.ages.read();
         PeakEwmaLoad {
             in_flight,
             oldest,
-            level: level.read(),
-            settings: *settings,
+            level: self.shared.level.read(),
+            settings: self.settings,
         }
     }
 }
 
 impl PeakEwmaLoad {
-    /// Returns the latency that a request is expected to have, in seconds.
+    /// Returns the latency that a request is expected to have, in ns.
     #[inline]
-    fn estimate(&self, now: u64) -> f64 {
+    fn estimate(&self, now: u64) -> u64 {
         if self.in_flight == 0 {
             self.level.faded(now, self.settings)
         } else {
-            let age = now.saturating_sub(self.oldest) as f64 / 1e9;
+            let age = now.saturating_sub(self.oldest);
             self.level.peak(self.settings).max(age)
         }
     }
 
     #[inline]
     fn cost_when(&self, now: u64) -> f64 {
-        self.estimate(now) * (self.in_flight + 1) as f64
+        // Signed conversions are one instruction each, unsigned five.
+        self.estimate(now) as i64 as f64 * (self.in_flight + 1) as i64 as f64
     }
 }
 
@@ -281,11 +292,6 @@ impl Cost for PeakEwmaLoad {
     #[inline]
     fn cost_at(&self, clock: &PickClock) -> f64 {
         self.cost_when(clock.nanos())
-    }
-
-    #[inline]
-    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
-        self.cost_at(clock).partial_cmp(&other.cost_at(clock))
     }
 }
 
@@ -312,13 +318,15 @@ where
     type Error = S::Error;
     type Future = TrackFuture<S::Future, C, PeakEwmaHandle, K>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.service.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         // Before the call, so that a call that panics gives it back.
-        let handle = PeakEwmaHandle::start(&self.shared);
+        let handle = PeakEwmaHandle::start(&self.shared, self.settings);
         TrackFuture::new(
             self.service.call(request),
             handle,
@@ -330,36 +338,39 @@ where
 
 impl PeakEwmaHandle {
     #[inline]
-    fn start(shared: &Arc<Shared>) -> Self {
+    fn start(shared: &Arc<Shared>, settings: Settings) -> Self {
         let sent_at = metric::now_at_start();
-        let slack = shared.level.read().peak(shared.settings) * 1e9 / 4.0;
         Self {
-            generation: shared.ages.enter(sent_at, slack as u64),
+            generation: shared.ages.enter(sent_at, shared.level.log2_quarter()),
             shared: shared.clone(),
+            settings,
             sent_at,
-            outcome: None,
+            state: RequestState::Sent,
         }
     }
 }
 
 impl Handle for PeakEwmaHandle {
     fn settle(&mut self, outcome: Outcome) {
-        self.outcome = Some(outcome);
+        self.state = match outcome {
+            Outcome::Success => RequestState::Succeeded,
+            Outcome::Failure => RequestState::Failed,
+            Outcome::Ignore => RequestState::Ignored,
+        };
     }
 }
 
 impl Drop for PeakEwmaHandle {
+    #[inline]
     fn drop(&mut self) {
-        let Shared {
-            level, settings, ..
-        } = &*self.shared;
+        let level = &self.shared.level;
         let now = metric::now_at_end();
         let took = now.saturating_sub(self.sent_at);
-        match self.outcome {
-            Some(Outcome::Success) => level.succeed(took, now, *settings),
-            Some(Outcome::Failure) => level.fail(took, now, *settings),
-            Some(Outcome::Ignore) => {}
-            None => level.cancel(took, now),
+        match self.state {
+            RequestState::Succeeded => level.succeed(took, now, self.settings),
+            RequestState::Failed => level.fail(took, now, self.settings),
+            RequestState::Sent => level.cancel(took, now),
+            RequestState::Ignored => {}
         }
         if let Some(generation) = self.generation {
             self.shared.ages.leave(generation);

@@ -1,6 +1,6 @@
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
@@ -53,15 +53,23 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // Held here while the inner future runs, so that its panic gives the count back at once.
+        // A panic of the inner future gives the count back at once, not when the future is dropped.
+        let release = ReleaseOnPanic(this.handle);
+        let poll = this.future.poll(cx);
+        std::mem::forget(release);
+        let result = ready!(poll);
         let Some(mut handle) = this.handle.take() else {
             panic!("`TrackFuture` polled after completion");
         };
-        let Poll::Ready(result) = this.future.poll(cx) else {
-            *this.handle = Some(handle);
-            return Poll::Pending;
-        };
         handle.settle(this.classify.classify(result.as_ref()));
         Poll::Ready(result.map(|response| this.completion.track_completion(handle, response)))
+    }
+}
+
+struct ReleaseOnPanic<'a, H>(&'a mut Option<H>);
+
+impl<H> Drop for ReleaseOnPanic<'_, H> {
+    fn drop(&mut self) {
+        *self.0 = None;
     }
 }

@@ -68,9 +68,7 @@ where
         let clock = PickClock::new();
         let cost = |position: usize| or_infinite(members[position].service.load().cost_at(&clock));
         let least = match (&table.inverse, candidates.is_narrowed()) {
-            (None, false) => least(members.len(), cx, |position| {
-                Some(cost(position))
-            }),
+            (None, false) => least(members.len(), cx, |position| Some(cost(position))),
             (inverse, _) => least(members.len(), cx, |position| {
                 let weight = inverse.as_ref().map_or(1.0, |inverse| inverse[position]);
                 candidates
