@@ -1,0 +1,13 @@
+//! Everything that is tested from the outside.
+#![allow(clippy::unwrap_used)]
+
+mod balance;
+mod beyond_tower;
+mod conformance;
+mod discovery;
+mod floors;
+mod laws;
+mod load;
+mod policies;
+mod support;
+mod tower_itself;
