@@ -1,1 +1,113 @@
+//! The layers of the source tree: what each part may know of.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each part and the parts that it may import; itself it always may.
+const FLOORS: &[(&str, &[&str])] = &[
+    ("endpoint", &[]),
+    ("error", &[]),
+    ("metric", &[]),
+    ("load", &["endpoint", "error", "metric"]),
+    ("discover", &["endpoint", "error"]),
+    ("policy", &["endpoint", "error", "metric"]),
+    (
+        "balance",
+        &["endpoint", "error", "metric", "load", "discover", "policy"],
+    ),
+];
+
+#[test]
+fn no_import_breaks_the_floors() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for file in sources(&src) {
+        let relative = file.strip_prefix(&src).unwrap();
+        let part = relative
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap();
+        let part = part.trim_end_matches(".rs");
+        if part == "lib" {
+            continue;
+        }
+        let Some((_, allowed)) = FLOORS.iter().find(|(name, _)| *name == part) else {
+            panic!("{part} has no floor: say in FLOORS what it may import");
+        };
+        for import in imports(&fs::read_to_string(&file).unwrap()) {
+            seen += 1;
+            assert!(
+                import == part || allowed.contains(&import.as_str()),
+                "{}: {part} must not know {import}",
+                relative.display()
+            );
+        }
+    }
+    assert!(
+        seen > 20,
+        "only {seen} imports were found: the search is broken"
+    );
+}
+
+#[test]
+fn the_search_finds_every_kind_of_import() {
+    let source = "use crate::load::Load;\nuse crate::{\n    policy::{P2c, x::Y},\n    error::NoEndpoints,\n};\nlet x = crate::balance::Balance;\n/// [`Z`](crate::discover::Z)";
+    assert_eq!(imports(source), ["load", "policy", "error", "balance"]);
+}
+
+/// The parts that a source file imports, by `use` or by path, docs apart.
+fn imports(source: &str) -> Vec<String> {
+    let code: String = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.extend(first_name(rest));
+            continue;
+        };
+        let mut depth = 0;
+        for piece in group.split_inclusive(['{', '}', ',']) {
+            if depth == 0 {
+                found.extend(first_name(piece.trim_start()));
+            }
+            depth += i32::from(piece.ends_with('{')) - i32::from(piece.ends_with('}'));
+            if depth < 0 {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// The module that a path starts with; an item of the crate's root is no module.
+fn first_name(path: &str) -> Option<String> {
+    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+    let name = &path[..end];
+    name.starts_with(char::is_lowercase)
+        .then(|| name.to_owned())
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                sources(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs"))
+        .collect()
+}

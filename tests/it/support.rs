@@ -173,10 +173,7 @@ impl<Req> Service<Req> for Client {
         assert!(std::mem::take(&mut self.ready), "called before ready");
         self.holds_permit = false;
         self.server.0.calls.fetch_add(1, Relaxed);
-        let (name, behaviour) = (
-            self.server.0.name,
-            *self.server.0.behaviour.lock().unwrap(),
-        );
+        let (name, behaviour) = (self.server.0.name, *self.server.0.behaviour.lock().unwrap());
         Box::pin(async move {
             match behaviour {
                 Behaviour::Answer(after) => {
@@ -195,7 +192,10 @@ impl<Req> Service<Req> for Client {
 
 /// Servers `0..`, with the behaviours given.
 pub(crate) fn servers(behaviours: &[Behaviour]) -> Vec<Server> {
-    (0..).zip(behaviours).map(|(i, &b)| Server::new(i, b)).collect()
+    (0..)
+        .zip(behaviours)
+        .map(|(i, &b)| Server::new(i, b))
+        .collect()
 }
 
 /// The factory of clients for endpoints named by the servers' numbers.
@@ -236,7 +236,13 @@ where
         });
     }
     tokio::task::yield_now().await;
-    let difference = |from: &[usize]| counts().iter().zip(from).map(|(to, from)| to - from).collect();
+    let difference = |from: &[usize]| {
+        counts()
+            .iter()
+            .zip(from)
+            .map(|(to, from)| to - from)
+            .collect()
+    };
     (difference(&before), difference(&late))
 }
 
