@@ -275,3 +275,8 @@ pub(crate) fn p2c(seed: u64) -> P2c {
     println!("seed {seed}");
     P2c::seeded(seed)
 }
+
+/// Calls the service once it is ready.
+pub(crate) async fn start<S: Service<(), Error: fmt::Debug>>(service: &mut S) -> S::Future {
+    service.ready().await.unwrap().call(())
+}

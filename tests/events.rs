@@ -1,0 +1,80 @@
+//! What a balancer logs. Alone in its process, for `tracing` caches who listens to what.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use tokio::sync::watch;
+use tower::{BoxError, ServiceBuilder, service_fn};
+use tower_lb::{Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer};
+use tracing_subscriber::{Layer as _, layer::SubscriberExt};
+
+/// Waits until the driver has had every chance to act.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_of_set_and_status_are_events() {
+    type Lines = Arc<Mutex<Vec<String>>>;
+
+    struct Collect(Lines);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Collect {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            struct Fields(BTreeMap<&'static str, String>);
+            impl tracing::field::Visit for Fields {
+                fn record_debug(
+                    &mut self,
+                    field: &tracing::field::Field,
+                    value: &dyn std::fmt::Debug,
+                ) {
+                    self.0.insert(field.name(), format!("{value:?}"));
+                }
+            }
+            let mut fields = Fields(BTreeMap::new());
+            event.record(&mut fields);
+            let field = |name| fields.0.get(name).cloned().unwrap_or_default();
+            let line = [field("message"), field("endpoint"), field("to")].join(" ");
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("{} {}", event.metadata().level(), line.trim()));
+        }
+    }
+
+    let lines = Lines::default();
+    let info = tracing_subscriber::filter::LevelFilter::INFO;
+    let subscriber = tracing_subscriber::registry().with(Collect(lines.clone()).with_filter(info));
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (targets, rx) = watch::channel(vec![0, 0]);
+    let balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(WatchLayer::new(rx))
+        .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
+    settle().await;
+    balance.endpoints()[0].endpoint().mark_unhealthy();
+    settle().await;
+    balance.endpoints()[0].endpoint().mark_healthy();
+    settle().await;
+    targets.send_replace(vec![]);
+    settle().await;
+    let expected = [
+        "WARN address listed more than once: the first counts 0",
+        "INFO endpoint joined 0",
+        "INFO status changed 0 Unhealthy",
+        "WARN too few endpoints are available: panic",
+        "INFO status changed 0 Available",
+        "INFO enough endpoints are available again",
+        "INFO endpoint left 0",
+    ];
+    assert_eq!(*lines.lock().unwrap(), expected);
+}
