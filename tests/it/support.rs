@@ -176,6 +176,7 @@ impl<Req> Service<Req> for Client {
         let (name, behaviour) = (self.server.0.name, *self.server.0.behaviour.lock().unwrap());
         Box::pin(async move {
             match behaviour {
+                Behaviour::Answer(Duration::ZERO) => Ok(name),
                 Behaviour::Answer(after) => {
                     sleep(after).await;
                     Ok(name)
