@@ -83,11 +83,16 @@ impl<S, Req> Selection<S, Req> {
         S: Service<Req, Error: Into<BoxError>> + Clone,
         P: Policy<A, S, Req>,
     {
-        if self.wait.is_none() {
-            if let Some(mut reserved) = first_choice(shared, rng, request) {
-                match reserved.service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
-                    unready => self.pass_over(shared, reserved, unready),
+        match &mut self.wait {
+            // Who failed wakes nobody when it is well again: it is tried at every poll.
+            Some(wait) if wait.failed_count > 0 => wait.version = NO_VERSION,
+            Some(_) => {}
+            None => {
+                if let Some(mut reserved) = first_choice(shared, rng, request) {
+                    match reserved.service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
+                        unready => self.pass_over(shared, reserved, unready),
+                    }
                 }
             }
         }
