@@ -139,7 +139,8 @@ pub enum Status {
 /// The live handle of one target in a balancer.
 ///
 /// Every clone is the same endpoint: what is set on one is seen by all, and the balancer acts on it
-/// as soon as its driver runs. Endpoints are equal, and hash, by address.
+/// as soon as its driver runs. An endpoint belongs to one balancer, the one that it was inserted into
+/// last. Endpoints are equal, and hash, by address.
 ///
 /// Cost: a clone is one reference count. Getters take a short lock; no request does, for picks read
 /// what the driver published.
@@ -160,8 +161,8 @@ struct State {
     unhealthy: bool,
     /// When the status last became another one.
     since: Instant,
-    /// The drivers to tell of a change.
-    drivers: Vec<Weak<Notify>>,
+    /// The driver to tell of a change.
+    driver: Weak<Notify>,
 }
 
 impl<A> Endpoint<A> {
@@ -178,7 +179,7 @@ impl<A> Endpoint<A> {
                 ejected: None,
                 unhealthy: false,
                 since: Instant::now(),
-                drivers: Vec::new(),
+                driver: Weak::new(),
             }),
         }))
     }
@@ -234,11 +235,9 @@ impl<A> Endpoint<A> {
         state.wake();
     }
 
-    /// Has `driver` notified of every change from now on.
+    /// Has `driver` notified of every change from now on, in place of the one before.
     pub(crate) fn attach(&self, driver: &Arc<Notify>) {
-        let mut state = self.state();
-        state.drivers.retain(|known| known.strong_count() > 0);
-        state.drivers.push(Arc::downgrade(driver));
+        self.state().driver = Arc::downgrade(driver);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -310,7 +309,7 @@ impl State {
     }
 
     fn wake(&self) {
-        for driver in self.drivers.iter().filter_map(Weak::upgrade) {
+        if let Some(driver) = self.driver.upgrade() {
             driver.notify_one();
         }
     }

@@ -10,8 +10,14 @@ use super::atomic::{AtomicU64, Relaxed};
 /// before it by at most `slack`, or more while all generations are taken by older requests.
 ///
 /// Cost: one compare-and-swap to enter, one subtraction to leave, half a cache line to read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ages([AtomicU64; GENERATIONS]);
+
+impl Default for Ages {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
 
 impl Ages {
     /// Counts a request that starts at `now` ns; returns its generation for [`leave`](Self::leave).
@@ -89,7 +95,7 @@ impl Ages {
         };
         // Relaxed: the counts publish nothing. A generation that was emptied and opened anew in between
         // has another word, unless it was opened at the same tick, which is as good.
-        // loom: `ages_are_exact_when_all_have_left`
+        // loom: `loom_ages_are_exact_when_all_have_left`
         self.0[generation]
             .compare_exchange(word, entered, Relaxed, Relaxed)
             .map(|_| Generation(NonZeroUsize::MIN.saturating_add(generation)))

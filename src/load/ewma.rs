@@ -148,7 +148,7 @@ impl Level {
         // Before the level, so that whoever sees the new level sees a time that is not older.
         self.answered_at.store(now.max(then), Relaxed);
         loop {
-            // Release; pairs with the Acquire in `read`. loom: `a_peak_outlives_a_faster_answer`
+            // Release; pairs with the Acquire in `read`. loom: `loom_a_peak_outlives_a_faster_answer`
             let next = next(level, idle);
             match self
                 .answered

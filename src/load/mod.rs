@@ -20,6 +20,8 @@ mod atomic;
 mod classify;
 mod constant;
 mod ewma;
+#[cfg(all(test, tower_lb_loom))]
+mod loom_tests;
 mod peak_ewma;
 mod pending_requests;
 mod track;

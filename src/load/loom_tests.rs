@@ -1,0 +1,80 @@
+//! Every interleaving of two threads, for what is lock-free here; `.ci/run` says how to run them.
+
+use std::{sync::Arc, time::Duration};
+
+use loom::thread;
+
+use super::{
+    ages::Ages,
+    ewma::{Level, Settings},
+};
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MS;
+
+fn settings() -> Settings {
+    Settings::new(Duration::from_secs(10), Duration::from_secs(5))
+}
+
+#[test]
+fn loom_ages_are_exact_when_all_have_left() {
+    loom::model(|| {
+        let ages = Arc::new(Ages::default());
+        let request = |ages: Arc<Ages>, now| {
+            let generation = ages.enter(now, 10).unwrap();
+            let (requests, oldest) = ages.read();
+            assert!((1..=2).contains(&requests), "{requests} in flight");
+            assert!(oldest <= now, "{oldest} is after {now}");
+            ages.leave(generation);
+        };
+        let other = ages.clone();
+        // Within one slack of one another, so that both want the same generation.
+        let thread = thread::spawn(move || request(other, 5000));
+        request(ages.clone(), 5500);
+        thread.join().unwrap();
+        assert_eq!(ages.read().0, 0);
+    });
+}
+
+#[test]
+fn loom_a_peak_outlives_a_faster_answer() {
+    loom::model(|| {
+        // Nobody has answered for a minute: an ordinary answer would be the new level.
+        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let now = 60 * SECOND;
+        let slow = level.clone();
+        let thread = thread::spawn(move || slow.succeed(5 * SECOND, now, settings()));
+        level.succeed(20 * MS, now, settings());
+        thread.join().unwrap();
+        let reading = level.read();
+        assert_eq!(reading.faded(now, settings()), 5 * SECOND);
+    });
+}
+
+#[test]
+fn loom_a_level_is_never_read_with_an_older_time() {
+    loom::model(|| {
+        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let now = 60 * SECOND;
+        let slow = level.clone();
+        let thread = thread::spawn(move || slow.succeed(5 * SECOND, now, settings()));
+        let seen = level.read().faded(now, settings());
+        thread.join().unwrap();
+        // The old level, faded or not; or the new one in full. Never the new one, faded.
+        assert!(seen <= 30 * MS || seen == 5 * SECOND, "{seen} ns");
+    });
+}
+
+#[test]
+fn loom_no_cancellation_is_lost() {
+    loom::model(|| {
+        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let other = level.clone();
+        let thread = thread::spawn(move || other.cancel(SECOND, SECOND));
+        level.cancel(SECOND, SECOND);
+        thread.join().unwrap();
+        // Two in a row, of a second each, stand for a second; to within the tick of the count.
+        let peak = level.read().peak(settings());
+        assert!(SECOND - peak < 2048, "{peak} ns");
+    });
+}

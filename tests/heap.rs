@@ -1,0 +1,133 @@
+//! What a balancer takes from the heap: nothing for a request, little for an endpoint.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    hint::black_box,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use tower::{Layer, Service, balance::p2c, discover::ServiceList, load, load::CompleteOnResponse};
+use tower_lb::*;
+
+#[derive(Clone, Debug)]
+struct Echo;
+
+impl Service<u64> for Echo {
+    type Response = u64;
+    type Error = Infallible;
+    type Future = Ready<Result<u64, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: u64) -> Self::Future {
+        ready(Ok(request))
+    }
+}
+
+fn balance<P, S>(
+    n: usize,
+    layer: impl Layer<Echo, Service = S> + Clone,
+    policy: P,
+) -> (Balance<P, S, u64, usize>, impl Sized)
+where
+    S: Clone + Send + Sync + 'static,
+    P: Policy<usize, S, u64>,
+{
+    let targets = (0..n).map(|i| (i, 1 + (i % 3 == 0 && n == 9) as u32));
+    let discover = each(layer).layer(fixed(targets).layer(|_: &Endpoint<usize>| Echo));
+    let (balance, mut driver) = Balance::pair(discover, policy);
+    let mut cx = Context::from_waker(Waker::noop());
+    while balance.endpoints().len() < n {
+        let _ = Pin::new(&mut driver).poll(&mut cx);
+    }
+    (balance, driver)
+}
+
+fn request<S: Service<u64, Error: std::fmt::Debug>>(service: &mut S) {
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
+    let future = pin!(service.call(1));
+    assert!(future.poll(cx).is_ready());
+}
+
+#[test]
+fn a_request_allocates_nothing() {
+    fn check<P, S>(layer: impl Layer<Echo, Service = S> + Clone, policy: P)
+    where
+        S: Service<u64, Error: Into<tower::BoxError>> + Clone + Send + Sync + 'static,
+        P: Policy<usize, S, u64> + Clone + std::fmt::Debug,
+    {
+        // Equal weights, and unequal ones.
+        for n in [10, 9, 1] {
+            let (mut balance, _driver) = balance(n, layer.clone(), policy.clone());
+            request(&mut balance);
+            let kept = measure(|| (0..1000).for_each(|_| request(&mut balance)));
+            assert_eq!(kept.count_total, 0, "{policy:?} over {n}");
+            let fresh = measure(|| (0..1000).for_each(|_| request(&mut balance.clone())));
+            assert_eq!(
+                fresh.count_total, 0,
+                "{policy:?} over {n}, a clone for each request"
+            );
+        }
+    }
+    check(PendingRequestsLayer::default(), P2c::default());
+    check(PeakEwmaLayer::default(), P2c::default());
+    check(PendingRequestsLayer::default(), P2c::default().choices(4));
+    check(PendingRequestsLayer::default(), LeastLoaded::default());
+    check(PeakEwmaLayer::default(), LeastLoaded::default());
+    check(PendingRequestsLayer::default(), Random::default());
+    check(PendingRequestsLayer::default(), RoundRobin::default());
+    check(
+        PendingRequestsLayer::default(),
+        WeightedRoundRobin::default(),
+    );
+}
+
+#[test]
+fn an_endpoint_takes_at_most_400_bytes() {
+    const N: usize = 10_000;
+    fn bytes<T>(what: &str, make: impl FnOnce() -> T) -> f64 {
+        let mut made = None;
+        let info = measure(|| made = Some(black_box(make())));
+        drop(made);
+        let bytes = info.bytes_current as f64 / N as f64;
+        println!("{what}: {bytes:.0} bytes for each endpoint");
+        bytes
+    }
+    let pending = bytes("pending requests", || {
+        balance(N, PendingRequestsLayer::default(), P2c::default())
+    });
+    let ewma = bytes("peak ewma", || {
+        balance(N, PeakEwmaLayer::default(), P2c::default())
+    });
+    let completion = CompleteOnResponse::default();
+    fn tower<S: Service<u64, Error: Into<tower::BoxError>> + Load<Metric: std::fmt::Debug>>(
+        services: impl Iterator<Item = S>,
+    ) -> impl Sized {
+        let mut balance = p2c::Balance::<_, u64>::new(ServiceList::new::<u64>(services));
+        assert!(
+            balance
+                .poll_ready(&mut Context::from_waker(Waker::noop()))
+                .is_ready()
+        );
+        balance
+    }
+    bytes("pending requests, tower", || {
+        tower((0..N).map(|_| load::PendingRequests::new(Echo, completion)))
+    });
+    bytes("peak ewma, tower", || {
+        tower(
+            (0..N).map(|_| load::PeakEwma::new(Echo, Duration::from_millis(30), 1e10, completion)),
+        )
+    });
+    assert!(
+        pending <= 400.0 && ewma <= 400.0,
+        "{pending} and {ewma} bytes"
+    );
+}
