@@ -616,3 +616,25 @@ async fn handles_draw_from_streams_of_their_own() {
         "no seed, no repetition"
     );
 }
+
+/// Handles go on two threads while the driver runs on a third: it ends, every time.
+#[test]
+fn the_driver_ends_whenever_the_last_handle_goes() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
+    for _ in 0..500 {
+        let servers = answering(2);
+        let discover = fixed(0..2).layer(factory(&servers));
+        let (balance, driver) = Balance::<_, _, (), _>::pair(discover, RoundRobin::default());
+        let driver = runtime.spawn(driver);
+        let clone = balance.clone();
+        let thread = std::thread::spawn(move || drop(clone));
+        drop(balance);
+        thread.join().unwrap();
+        let ended = async { timeout(Duration::from_secs(10), driver).await };
+        runtime.block_on(ended).expect("the driver ends").unwrap();
+    }
+}

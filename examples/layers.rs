@@ -1,0 +1,98 @@
+//! Where tower's layers go: above the balancer they see all requests, below it those of one endpoint.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tower::{
+    BoxError, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn,
+};
+use tower_lb::{BalanceLayer, Endpoint, P2c, PendingRequestsLayer, each, fixed};
+
+/// Answers with its name; the slow one takes half a second.
+fn backend(
+    endpoint: &Endpoint<&'static str>,
+) -> impl Service<(), Response = &'static str, Error = BoxError, Future: Send> + Clone + use<> {
+    let name = *endpoint.address();
+    service_fn(move |()| async move {
+        sleep(Duration::from_millis(if name == "slow" { 500 } else { 20 })).await;
+        Ok(name)
+    })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    // At most two requests at once for each endpoint; one that is full is passed over. A caller that finds
+    // all full is turned away at once, for readiness above the balancer means "the request goes out now".
+    let shedding = ServiceBuilder::new()
+        .load_shed()
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(each(ConcurrencyLimitLayer::new(2)))
+        .layer(fixed(["fast", "faster", "slow"]))
+        .service(backend);
+    report(
+        "full endpoints are passed over, the rest is shed",
+        shedding,
+        10,
+    )
+    .await;
+
+    // At most four requests at once in all: the others wait for their turn. A timeout covers the wait.
+    let limited = ServiceBuilder::new()
+        .timeout(Duration::from_millis(200))
+        .concurrency_limit(4)
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(["fast", "faster", "slow"]))
+        .service(backend);
+    report("a limit and a timeout for all", limited, 10).await;
+
+    // A timeout for each endpoint: its requests end, and with them what they count.
+    let per_endpoint = ServiceBuilder::new()
+        .layer(PendingRequestsLayer::default())
+        .timeout(Duration::from_millis(100))
+        .into_inner();
+    let timed = ServiceBuilder::new()
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(per_endpoint))
+        .layer(fixed(["fast", "faster", "slow"]))
+        .service(backend);
+    report("a timeout for each endpoint", timed, 10).await;
+
+    // One queue for all callers, where a service above must be cheap to clone and own no connection.
+    // A balancer does not need it to be shared: its handles are clones already.
+    let buffered = ServiceBuilder::new()
+        .buffer(16)
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(["fast", "faster"]))
+        .service(backend);
+    report("behind a buffer", buffered, 10).await;
+}
+
+/// Sends `requests` at once and prints how they ended.
+async fn report<S>(what: &str, client: S, requests: usize)
+where
+    S: Service<(), Response = &'static str, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..requests)
+        .map(|_| tokio::spawn(client.clone().oneshot(())))
+        .collect();
+    let mut ends = Vec::new();
+    for task in tasks {
+        ends.push(match task.await {
+            Ok(Ok(name)) => name.to_owned(),
+            Ok(Err(error)) => format!("({error})"),
+            Err(error) => format!("({error})"),
+        });
+    }
+    println!(
+        "{what}, {} ms:\n    {}",
+        start.elapsed().as_millis(),
+        ends.join(", ")
+    );
+}
