@@ -1,7 +1,7 @@
 //! Balances real HTTP requests over three servers while one joins, one leaves and one dies.
 //!
-//! One of the servers is ten times slower. Round robin sends it a share like any other and waits for it;
-//! p2c sees its requests pile up and spares it.
+//! One of the servers is ten times slower. Round robin sends it a share like any other and waits for it, and
+//! goes on sending to the dead one; p2c over Peak-EWMA sees who is slow and who fails, and spares both.
 
 mod support;
 
@@ -24,7 +24,7 @@ use hyper_util::{
 use support::{Percentiles, Server};
 use tokio::{sync::watch, time::Instant};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_lb::{BalanceLayer, Endpoint, P2c, PendingRequestsLayer, RoundRobin, WatchLayer, each};
+use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, RoundRobin, WatchLayer, each};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -34,16 +34,15 @@ async fn main() -> Result<(), BoxError> {
     let p2c = ServiceBuilder::new()
         .timeout(Duration::from_secs(1))
         .layer(BalanceLayer::new(P2c::default()))
-        .layer(each(PendingRequestsLayer::default()))
+        .layer(each(PeakEwmaLayer::default()))
         .layer(WatchLayer::new(rx))
         .service(http_client);
-    run("p2c", p2c, addresses).await?;
+    run("p2c over peak ewma", p2c, addresses).await?;
 
     let (addresses, rx) = watch::channel(Vec::new());
     let round_robin = ServiceBuilder::new()
         .timeout(Duration::from_secs(1))
         .layer(BalanceLayer::new(RoundRobin::default()))
-        .layer(each(PendingRequestsLayer::default()))
         .layer(WatchLayer::new(rx))
         .service(http_client);
     run("round robin", round_robin, addresses).await

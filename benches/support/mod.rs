@@ -1,8 +1,11 @@
 //! What the benches share: an always-ready service, and balancers over it.
 
+#![allow(dead_code)] // no bench uses all of it
+
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    pin::Pin,
     task::{Context, Poll, Waker},
 };
 
@@ -11,7 +14,7 @@ use tower_lb::{Balance, Policy, each, from_discover};
 
 /// Answers at once: what is left is the balancer's own cost.
 #[derive(Clone, Copy, Debug)]
-pub struct Echo;
+pub(crate) struct Echo;
 
 impl Service<u64> for Echo {
     type Response = u64;
@@ -28,7 +31,7 @@ impl Service<u64> for Echo {
 }
 
 /// A balancer over `n` endpoints, its driver polled until all are members.
-pub fn balance<P, L>(n: usize, layer: L, policy: P) -> Balance<P, L::Service, u64, usize>
+pub(crate) fn balance<P, L>(n: usize, layer: L, policy: P) -> Balance<P, L::Service, u64, usize>
 where
     L: Layer<Echo, Service: Clone + Send + Sync + 'static> + Clone,
     P: Policy<usize, L::Service, u64>,
@@ -45,7 +48,7 @@ where
 
 /// One request, from `poll_ready` to the answer, without a runtime.
 #[inline]
-pub fn request<S>(service: &mut S) -> u64
+pub(crate) fn request<S>(service: &mut S) -> u64
 where
     S: Service<u64, Response = u64, Error: std::fmt::Debug>,
 {
@@ -57,5 +60,3 @@ where
         other => panic!("{other:?}"),
     }
 }
-
-use std::pin::Pin;
