@@ -21,6 +21,9 @@ fn requests(c: &mut Criterion) {
             .warm_up_time(Duration::from_millis(500));
         let mut ours = balance(n, PendingRequestsLayer::default(), P2c::default());
         group.bench_function("p2c+pending", |b| b.iter(|| request(black_box(&mut ours))));
+        group.bench_function("p2c+pending/fresh clone", |b| {
+            b.iter(|| request(&mut black_box(&ours).clone()))
+        });
         let list =
             (0..n).map(|_| load::PendingRequests::new(Echo, load::CompleteOnResponse::default()));
         let mut tower = p2c::Balance::<_, u64>::new(ServiceList::new::<u64>(list));

@@ -160,7 +160,7 @@ where
             });
         }
         let standing = self.judge(shared, available, taking, &mut members);
-        let previous = shared.snapshot.load_full();
+        let previous = Arc::clone(&shared.snapshot());
         let table = shared.policy.table(&members, Some(&previous.table));
         debug!(members = members.len(), available, "publishing a snapshot");
         let version = previous.version + 1;

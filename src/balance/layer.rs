@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
-    policy::{Policy, entropy},
+    policy::{Policy, Rng, entropy},
 };
 
 /// Turns discovery into a [`Balance`].
@@ -88,9 +88,9 @@ impl<P, Req> BalanceLayer<P, Req> {
     {
         let table = self.policy.table(&[], None);
         let seed = self.policy.seed().unwrap_or_else(entropy);
-        let shared = Arc::new(Shared::new(self.policy, table, self.config, seed));
+        let shared = Arc::new(Shared::new(self.policy, table, self.config));
         let driver = Driver::new(discover, &shared);
-        (Balance::from_shared(shared), driver)
+        (Balance::from_shared(shared, Rng::new(seed, 0)), driver)
     }
 }
 

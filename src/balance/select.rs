@@ -2,6 +2,7 @@ use std::{
     fmt,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -114,7 +115,7 @@ impl<S, Req> Selection<S, Req> {
         let wait = self
             .wait
             .get_or_insert_with(|| Box::new(Wait::new(shared, reserved.version)));
-        let snapshot = shared.snapshot.load();
+        let snapshot = shared.snapshot();
         // One that has left meanwhile has nothing to be passed over in.
         let Some(position) = snapshot.candidate(reserved.id) else {
             return;
@@ -149,7 +150,7 @@ impl<S, Req> Selection<S, Req> {
             .wait
             .get_or_insert_with(|| Box::new(Wait::new(shared, NO_VERSION)));
         loop {
-            let snapshot = shared.snapshot.load_full();
+            let snapshot = Arc::clone(&shared.snapshot());
             wait.follow(&snapshot);
             let failed = |error| {
                 let version = snapshot.version;
@@ -300,7 +301,7 @@ impl<S> Reserved<S> {
     /// Returns whether the reservation's member may still be called.
     #[inline]
     pub(super) fn holds<A, P, T>(&self, shared: &Shared<A, S, P, T>) -> bool {
-        shared.is_current(self.version) || shared.snapshot.load().candidate(self.id).is_some()
+        shared.is_current(self.version) || shared.snapshot().candidate(self.id).is_some()
     }
 }
 
@@ -315,7 +316,7 @@ where
     S: Clone,
     P: Policy<A, S, Req>,
 {
-    let snapshot = shared.snapshot.load();
+    let snapshot = shared.snapshot();
     let Standing::Open = snapshot.standing else {
         return None;
     };

@@ -1,7 +1,10 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -42,6 +45,9 @@ where
     failed: Option<(BoxError, u64)>,
     selection: Selection<S, Req>,
     rng: Rng,
+    /// With the number of clones made so far, the seed of the next one: no two have the same.
+    seed: u64,
+    clones: AtomicU64,
 }
 
 impl<P, S, Req, A> Balance<P, S, Req, A>
@@ -80,9 +86,11 @@ where
     P: Policy<A, S, Req>,
     S: Clone,
 {
-    pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>) -> Self {
+    pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>, mut rng: Rng) -> Self {
         Self {
-            rng: shared.stream(),
+            seed: rng.next(),
+            rng,
+            clones: AtomicU64::new(0),
             shared,
             reserved: None,
             failed: None,
@@ -123,7 +131,7 @@ where
     /// ```
     #[must_use]
     pub fn endpoints(&self) -> Vec<Member<A, S>> {
-        self.shared.snapshot.load().members.to_vec()
+        self.shared.snapshot().members.to_vec()
     }
 }
 
@@ -215,7 +223,9 @@ where
     S: Clone,
 {
     fn clone(&self) -> Self {
-        Self::from_shared(self.shared.clone())
+        // Relaxed: only the number must differ.
+        let clone = self.clones.fetch_add(1, Relaxed) + 1;
+        Self::from_shared(self.shared.clone(), Rng::new(self.seed, clone))
     }
 }
 

@@ -4,33 +4,40 @@ use std::{
         Arc,
         atomic::{
             AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
+            Ordering::{Acquire, Release},
         },
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
 use crate::{
     error::{NoEndpoints, Unavailable},
-    policy::{Member, Rng},
+    policy::Member,
 };
 
 /// What all handles of a balancer share with its driver.
 pub(super) struct Shared<A, S, P, T> {
-    pub(super) snapshot: ArcSwap<Snapshot<A, S, T>>,
-    /// The newest snapshot's version, where a look at the snapshot itself would cost too much.
-    version: AtomicU64,
+    current: CacheLine<Current<A, S, T>>,
     pub(super) policy: P,
     pub(super) config: Config,
     /// Wakes the handles that wait for another snapshot.
     pub(super) published: Arc<Notify>,
     /// Wakes the driver.
     pub(super) driver: Arc<Notify>,
-    seed: u64,
-    streams: AtomicU64,
 }
+
+/// What every request reads and only a publication writes.
+struct Current<A, S, T> {
+    snapshot: ArcSwap<Snapshot<A, S, T>>,
+    /// The newest snapshot's version, where a look at the snapshot itself would cost too much.
+    version: AtomicU64,
+}
+
+/// Keeps what is read away from the reference counts, which every clone of a handle writes.
+#[repr(align(64))]
+struct CacheLine<T>(T);
 
 /// The immutable list of members that picks are made from.
 pub(super) struct Snapshot<A, S, T> {
@@ -75,36 +82,38 @@ pub(super) enum InPanic {
 }
 
 impl<A, S, P, T> Shared<A, S, P, T> {
-    pub(super) fn new(policy: P, table: T, config: Config, seed: u64) -> Self {
+    pub(super) fn new(policy: P, table: T, config: Config) -> Self {
+        let snapshot = Snapshot {
+            version: 0,
+            members: Box::default(),
+            table,
+            standing: Standing::Unreported,
+        };
         Self {
-            snapshot: ArcSwap::from_pointee(Snapshot {
-                version: 0,
-                members: Box::default(),
-                table,
-                standing: Standing::Unreported,
+            current: CacheLine(Current {
+                snapshot: ArcSwap::from_pointee(snapshot),
+                version: AtomicU64::new(0),
             }),
-            version: AtomicU64::new(0),
             policy,
             config,
             published: Arc::default(),
             driver: Arc::default(),
-            seed,
-            streams: AtomicU64::new(0),
         }
     }
 
-    /// Starts a random stream that no other handle has.
-    pub(super) fn stream(&self) -> Rng {
-        // Relaxed: only the number must differ.
-        Rng::new(self.seed, self.streams.fetch_add(1, Relaxed))
+    /// Returns the newest snapshot. What is returned is to be dropped soon: not kept, nor awaited over.
+    #[inline]
+    pub(super) fn snapshot(&self) -> Guard<Arc<Snapshot<A, S, T>>> {
+        self.current.0.snapshot.load()
     }
 
     /// Makes `snapshot` the one that picks are made from; returns the one before.
     pub(super) fn publish(&self, snapshot: Snapshot<A, S, T>) -> Arc<Snapshot<A, S, T>> {
         let version = snapshot.version;
-        let previous = self.snapshot.swap(Arc::new(snapshot));
+        let current = &self.current.0;
+        let previous = current.snapshot.swap(Arc::new(snapshot));
         // Release; pairs with the Acquire in `is_current`: who sees the version finds the snapshot.
-        self.version.store(version, Release);
+        current.version.store(version, Release);
         self.published.notify_waiters();
         previous
     }
@@ -112,7 +121,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
     /// Returns whether `version` is still the newest snapshot's.
     #[inline]
     pub(super) fn is_current(&self, version: u64) -> bool {
-        self.version.load(Acquire) == version
+        self.current.0.version.load(Acquire) == version
     }
 }
 
@@ -133,7 +142,7 @@ impl<A, S, T> Snapshot<A, S, T> {
 
 impl<A, S, P: fmt::Debug, T> fmt::Debug for Shared<A, S, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let snapshot = self.snapshot.load();
+        let snapshot = self.snapshot();
         f.debug_struct("Shared")
             .field("policy", &self.policy)
             .field("config", &self.config)
