@@ -11,12 +11,15 @@ use std::{
     },
     task::{Context, Waker},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use hdrhistogram::Histogram;
 use support::{Echo, request};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, Service, balance::p2c, discover::Change, load};
 use tower_lb::{Balance, Endpoint, P2c, PendingRequestsLayer, WatchLayer, each};

@@ -2,13 +2,10 @@
 
 mod support;
 
-use std::{
-    fmt::Debug,
-    hint::black_box,
-    time::{Duration, Instant},
-};
+use std::{fmt::Debug, hint::black_box, time::Duration};
 
 use support::{Echo, balance};
+use tokio::time::Instant;
 use tower::{Service, ServiceExt, balance::p2c, buffer::Buffer, discover::ServiceList, load};
 use tower_lb::{P2c, PendingRequestsLayer};
 

@@ -1,6 +1,6 @@
 //! What a balancer answers when no endpoint can.
 //!
-//! All of these reach the caller as [`BoxError`](tower::BoxError) from the response future, never from
+//! All of these reach the caller as [`BoxError`] from the response future, never from
 //! `poll_ready`: they are passing conditions. Find them again by `downcast_ref`.
 
 use std::{error::Error, fmt, sync::Arc};

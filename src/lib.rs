@@ -1,4 +1,55 @@
 //! Client-side load balancing for the tower ecosystem.
+//!
+//! What a service puts between itself and the many copies of a service that it calls: endpoints come from
+//! discovery and may change at any time, each one is measured, and a policy chooses one for every
+//! request. Everything is an ordinary tower [`Layer`](tower::Layer); read a stack bottom-up and you have the way of the data:
+//!
+//! ```
+//! use std::{convert::Infallible, net::SocketAddr, time::Duration};
+//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, WatchLayer, each};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower::BoxError> {
+//! # let [a, b, c] = [1, 2, 3].map(|i| SocketAddr::from(([10, 0, 0, i], 80)));
+//! let (addresses, rx) = tokio::sync::watch::channel(vec![a, b, c]);
+//!
+//! let mut client = ServiceBuilder::new()
+//!     .timeout(Duration::from_secs(1))                // any tower layer, above
+//!     .layer(BalanceLayer::new(P2c::default()))       // members -> one Service
+//!     .layer(each(PeakEwmaLayer::default()))          // wraps every endpoint's service
+//!     .layer(WatchLayer::new(rx))                     // factory -> discovery
+//!     .service(|endpoint: &Endpoint| {                // your client for one address
+//!         let address = *endpoint.address();
+//!         service_fn(move |path: &'static str| async move {
+//!             Ok::<_, Infallible>(format!("{address}{path}"))
+//!         })
+//!     });
+//!
+//! let answer = client.ready().await?.call("/").await?;
+//! assert!(answer.starts_with("10.0.0."));
+//! addresses.send_replace(vec![b]);                    // the others get no new requests
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The balancer's handles are `Clone + Send + Sync`: keep one wherever you send from. What readiness means, and
+//! what callers get while there is nobody to call, is in [`balance`].
+//!
+//! # Where things are
+//!
+//! | question | module | first names |
+//! |---|---|---|
+//! | who exists? | [`discover`] | [`WatchLayer`], [`fixed`], [`from_discover`], [`each`] |
+//! | what is known of one backend? | [`endpoint`] | [`Target`], [`Endpoint`], [`Status`] |
+//! | how busy is it? | [`load`] | [`PendingRequests`], [`PeakEwma`] |
+//! | which one takes this request? | [`policy`] | [`P2c`], [`LeastLoaded`], [`RoundRobin`], ... and [which one when](policy#which-one-when) |
+//! | where do all meet? | [`balance`] | [`BalanceLayer`], [`Balance`] |
+//! | what can go wrong? | [`error`] | [`NoEndpoints`], [`Unavailable`], [`NotReady`] |
+//!
+//! # Features
+//!
+//! None so far: the crate is its core.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balance;

@@ -1,6 +1,6 @@
 //! What a load is, as a policy reads it: the traits that trackers and policies have in common.
 
-use std::{cell::Cell, sync::OnceLock, time::Duration};
+use std::{cell::Cell, cmp::Ordering, sync::OnceLock, time::Duration};
 
 use tokio::time::Instant;
 
@@ -27,6 +27,13 @@ pub trait Cost: PartialOrd {
         let _ = clock;
         self.cost()
     }
+
+    /// Compares with another load at the time of `clock`; `None` if one of them is not a number.
+    #[inline]
+    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
+        let _ = clock;
+        self.partial_cmp(other)
+    }
 }
 
 macro_rules! numbers {
@@ -41,16 +48,8 @@ macro_rules! numbers {
 }
 
 numbers!(
-    u8, u16, u32, u64, u128, i8, i16, i32, i64, i128, isize, f32, f64
+    u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, f32, f64
 );
-
-impl Cost for usize {
-    #[inline]
-    fn cost(&self) -> f64 {
-        // A count: from a signed integer the conversion is one instruction, not five.
-        isize::try_from(*self).unwrap_or(isize::MAX) as f64
-    }
-}
 
 impl Cost for Duration {
     #[inline]

@@ -79,7 +79,7 @@ impl<P, Req> BalanceLayer<P, Req> {
     }
 
     /// Makes a balancer and its driver, which runs nowhere until you poll or spawn it.
-    pub fn into_pair<D, S, A>(self, discover: D) -> (Balance<P, S, Req, A>, Driver<D, P, S, Req, A>)
+    pub fn into_pair<D, S, A>(self, discover: D) -> Pair<D, P, S, Req, A>
     where
         D: Discover<Key = Endpoint<A>, Service = S>,
         P: Policy<A, S, Req>,
@@ -93,6 +93,9 @@ impl<P, Req> BalanceLayer<P, Req> {
         (Balance::from_shared(shared, Rng::new(seed, 0)), driver)
     }
 }
+
+/// A balancer and its driver.
+pub type Pair<D, P, S, Req, A> = (Balance<P, S, Req, A>, Driver<D, P, S, Req, A>);
 
 impl<D, P, S, Req, A> Layer<D> for BalanceLayer<P, Req>
 where

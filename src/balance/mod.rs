@@ -31,4 +31,9 @@ mod select;
 mod service;
 mod shared;
 
-pub use self::{driver::Driver, future::ResponseFuture, layer::BalanceLayer, service::Balance};
+pub use self::{
+    driver::Driver,
+    future::ResponseFuture,
+    layer::{BalanceLayer, Pair},
+    service::Balance,
+};

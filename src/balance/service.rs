@@ -11,9 +11,8 @@ use std::{
 use tower::{BoxError, Service, discover::Discover};
 
 use super::{
-    driver::Driver,
     future::ResponseFuture,
-    layer::BalanceLayer,
+    layer::{BalanceLayer, Pair},
     select::{self, Reserved, Selected, Selection},
     shared::Shared,
 };
@@ -73,7 +72,7 @@ where
     }
 
     /// Balances over what `discover` yields while the returned driver is polled.
-    pub fn pair<D>(discover: D, policy: P) -> (Self, Driver<D, P, S, Req, A>)
+    pub fn pair<D>(discover: D, policy: P) -> Pair<D, P, S, Req, A>
     where
         D: Discover<Key = Endpoint<A>, Service = S>,
     {

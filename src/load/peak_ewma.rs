@@ -293,6 +293,11 @@ impl Cost for PeakEwmaLoad {
     fn cost_at(&self, clock: &PickClock) -> f64 {
         self.cost_when(clock.nanos())
     }
+
+    #[inline]
+    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
+        self.cost_at(clock).partial_cmp(&other.cost_at(clock))
+    }
 }
 
 impl PartialOrd for PeakEwmaLoad {

@@ -127,9 +127,7 @@ impl<A, S> Copy for Candidates<'_, A, S> {}
 
 impl<A: fmt::Display, S> fmt::Debug for Candidates<'_, A, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map()
-            .entries(self.iter().map(|(position, member)| (position, member)))
-            .finish()
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

@@ -127,12 +127,12 @@ where
         }
         let (first, second) = cx.rng().distinct_pair(table.plain);
         let clock = PickClock::new();
-        let cost = |position: u32| {
-            let member = &candidates.members()[position as usize];
-            member.service.load().cost_at(&clock)
+        let load = |position: u32| candidates.members()[position as usize].service.load();
+        let (first_load, second_load) = (load(first), load(second));
+        let second_wins = match second_load.compare_at(&first_load, &clock) {
+            Some(order) => order.is_lt(),
+            None => first_load.cost_at(&clock).is_nan(),
         };
-        let (first_cost, second_cost) = (cost(first), cost(second));
-        let second_wins = second_cost < first_cost || first_cost.is_nan();
         Choice::Member(if second_wins { second } else { first } as usize)
     }
 
