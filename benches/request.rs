@@ -12,7 +12,7 @@ use tower_lb::{LeastLoaded, P2c, PeakEwmaLayer, PendingRequestsLayer};
 fn requests(c: &mut Criterion) {
     let runtime: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
         .build()
-        .unwrap();
+        .expect("a runtime");
     let _guard = runtime.enter();
     for n in [10, 100, 10_000] {
         let mut group = c.benchmark_group(format!("request/{n}"));

@@ -182,7 +182,7 @@ pub(super) struct LevelReading {
 impl LevelReading {
     /// Returns the level without any fading.
     #[inline]
-    pub(super) fn peak(&self, settings: Settings) -> u64 {
+    pub(super) fn peak(self, settings: Settings) -> u64 {
         if self.cancelled == 0 {
             return self.answered;
         }
@@ -191,7 +191,7 @@ impl LevelReading {
 
     /// Returns the level as it has faded by `now`.
     #[inline]
-    pub(super) fn faded(&self, now: u64, settings: Settings) -> u64 {
+    pub(super) fn faded(self, now: u64, settings: Settings) -> u64 {
         let idle = now.saturating_sub(self.answered_at);
         if self.cancelled == 0 && settings.is_short(idle) {
             return self.answered;
@@ -199,8 +199,10 @@ impl LevelReading {
         self.faded_long(now, settings)
     }
 
+    // By value, here and below: a reference would have the fields of every reading stored for it.
     #[cold]
-    fn faded_long(&self, now: u64, settings: Settings) -> u64 {
+    #[inline(never)]
+    fn faded_long(self, now: u64, settings: Settings) -> u64 {
         let left = |at| settings.retained(now.saturating_sub(at));
         let answered = float(self.answered) * left(self.answered_at);
         let cancelled = float(self.censored(settings)) * left(self.cancelled_at);
@@ -208,7 +210,8 @@ impl LevelReading {
     }
 
     #[cold]
-    fn censored(&self, settings: Settings) -> u64 {
+    #[inline(never)]
+    fn censored(self, settings: Settings) -> u64 {
         let (count, seen) = unpack(self.cancelled);
         settings.censored(count, seen)
     }

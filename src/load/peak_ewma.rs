@@ -268,7 +268,7 @@ impl<S, C, K> Load for PeakEwma<S, C, K> {
 impl PeakEwmaLoad {
     /// Returns the latency that a request is expected to have, in ns.
     #[inline]
-    fn estimate(&self, now: u64) -> u64 {
+    fn estimate(self, now: u64) -> u64 {
         if self.in_flight == 0 {
             self.level.faded(now, self.settings)
         } else {
@@ -278,7 +278,7 @@ impl PeakEwmaLoad {
     }
 
     #[inline]
-    fn cost_when(&self, now: u64) -> f64 {
+    fn cost_when(self, now: u64) -> f64 {
         // Signed conversions are one instruction each, unsigned five.
         self.estimate(now) as i64 as f64 * (self.in_flight + 1) as i64 as f64
     }

@@ -14,13 +14,11 @@ use tower_lb::*;
 
 use crate::support::*;
 
-fn ewma<S>(
+fn ewma(
     servers: &[Server],
     layer: PeakEwmaLayer,
     seed: u64,
-) -> impl Service<(), Response = usize, Error = tower::BoxError, Future: Send> + Clone + Send + use<S>
-where
-    S: Sized,
+) -> impl Service<(), Response = usize, Error = tower::BoxError, Future: Send> + Clone + Send + use<>
 {
     ServiceBuilder::new()
         .layer(BalanceLayer::new(p2c(seed)))
@@ -124,7 +122,7 @@ async fn a_hung_endpoint_draws_no_traffic() {
                 behaviours[1] = Behaviour::Hang;
                 let servers = servers(&behaviours);
                 let layer = PeakEwmaLayer::default().decay(Duration::from_secs(decay));
-                let client = ewma::<()>(&servers, layer, 4);
+                let client = ewma(&servers, layer, 4);
                 let (all, late) = send(client.clone(), &servers, 100, 120, patience).await;
                 let (all, late) = (share(&all, 1), share(&late, 1));
                 println!(
@@ -162,7 +160,7 @@ async fn an_endpoint_that_answers_late_is_used_again() {
         Behaviour::Answer(ms(20)),
         Behaviour::Answer(Duration::from_secs(60)),
     ]);
-    let client = ewma::<()>(&servers, PeakEwmaLayer::default(), 5);
+    let client = ewma(&servers, PeakEwmaLayer::default(), 5);
     send(client.clone(), &servers, 100, 30, None).await;
     servers[1].behave(Behaviour::Answer(ms(20)));
     sleep(Duration::from_secs(60)).await;
@@ -181,7 +179,7 @@ async fn failing_fast_is_not_fast() {
         Behaviour::Answer(ms(20)),
         Behaviour::Fail(Duration::from_micros(200)),
     ]);
-    let client = ewma::<()>(&servers, PeakEwmaLayer::default(), 6);
+    let client = ewma(&servers, PeakEwmaLayer::default(), 6);
     let (all, _) = send(client, &servers, 100, 120, None).await;
     let share = share(&all, 1);
     println!("{:.2} %", share * 100.0);
@@ -200,7 +198,7 @@ async fn giving_up_early_does_not_make_a_hung_endpoint_look_fast() {
         (1000, 200),
     ] {
         let servers = servers(&[Behaviour::Answer(ms(10)), Behaviour::Hang]);
-        let client = ewma::<()>(&servers, PeakEwmaLayer::default(), 7);
+        let client = ewma(&servers, PeakEwmaLayer::default(), 7);
         let (all, _) = send(client, &servers, rate, 120, Some(ms(patience))).await;
         let share = share(&all, 1);
         let case = format!("{rate} a second, patience {patience} ms");

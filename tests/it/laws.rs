@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 use tokio::sync::watch;
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 use tower_lb::*;
 
 use crate::support::*;
@@ -166,12 +166,4 @@ proptest! {
             }
         });
     }
-}
-
-/// A policy may be asked by any number of handles at once; the compiler sees to that.
-#[allow(dead_code)]
-fn policies_are_shared<P: Policy<usize, Tracked, ()>, S: Service<()>>() {
-    fn shared<T: Send + Sync>() {}
-    shared::<P>();
-    shared::<P::Table>();
 }
