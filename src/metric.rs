@@ -77,7 +77,7 @@ impl PickClock {
     #[inline]
     pub(crate) fn nanos(&self) -> u64 {
         if self.0.get() == 0 {
-            let last = LAST.get();
+            let last = LAST.with(Cell::get);
             self.0.set(if last.dense { last.nanos } else { now() });
         }
         self.0.get()

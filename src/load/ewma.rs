@@ -42,18 +42,28 @@ impl Settings {
         }
     }
 
-    /// Returns the level that `cancelled` requests in a row stand for, which were waited for `seen` in all.
+    /// Returns the level that the cancellations in `word` stand for, see [`pack`].
     ///
-    /// Each of them is a censored sample: it took longer than it was waited for. If the mean latency were
-    /// `m`, the time seen without one answer would exceed `k * m` with probability `e^-k`. One alone, a
-    /// caller that lost patience, says nothing; `k` of them raise the level to the time that the others
-    /// were waited for. They do not add up beyond the penalty, or the time that each was waited for.
-    pub(super) fn censored(self, cancelled: u32, seen: u64) -> u64 {
+    /// Each is a censored sample: it took longer than it was waited for. If the mean latency were `m`, the
+    /// time waited without one answer would exceed `k * m` with probability `e^-k`. One alone, a
+    /// caller that lost patience, says nothing; of several, all but one count the time that each was
+    /// waited for on average. They do not add up beyond the penalty, or the time that each was waited for.
+    #[cold]
+    #[inline(never)]
+    fn censored(self, word: u64) -> u64 {
+        let (cancelled, seen) = unpack(word);
         if cancelled < 2 {
             return 0;
         }
         let mean = seen / u64::from(cancelled);
         (seen - mean).min(mean.max(self.penalty))
+    }
+
+    /// Returns what is left at `now` of a level at `then`.
+    #[cold]
+    #[inline(never)]
+    fn faded(self, then: u64, now: u64, level: u64) -> u64 {
+        (float(level) * self.retained(now.saturating_sub(then))) as u64
     }
 
     /// Returns whether so short a pause leaves a level as it is, to within a thousandth.
@@ -186,7 +196,7 @@ impl LevelReading {
         if self.cancelled == 0 {
             return self.answered;
         }
-        self.answered.max(self.censored(settings))
+        self.answered.max(settings.censored(self.cancelled))
     }
 
     /// Returns the level as it has faded by `now`.
@@ -196,24 +206,8 @@ impl LevelReading {
         if self.cancelled == 0 && settings.is_short(idle) {
             return self.answered;
         }
-        self.faded_long(now, settings)
-    }
-
-    // By value, here and below: a reference would have the fields of every reading stored for it.
-    #[cold]
-    #[inline(never)]
-    fn faded_long(self, now: u64, settings: Settings) -> u64 {
-        let left = |at| settings.retained(now.saturating_sub(at));
-        let answered = float(self.answered) * left(self.answered_at);
-        let cancelled = float(self.censored(settings)) * left(self.cancelled_at);
-        answered.max(cancelled) as u64
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn censored(self, settings: Settings) -> u64 {
-        let (count, seen) = unpack(self.cancelled);
-        settings.censored(count, seen)
+        let cancelled = settings.faded(self.cancelled_at, now, settings.censored(self.cancelled));
+        settings.faded(self.answered_at, now, self.answered).max(cancelled)
     }
 }
 

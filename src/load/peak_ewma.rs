@@ -368,17 +368,37 @@ impl Handle for PeakEwmaHandle {
 impl Drop for PeakEwmaHandle {
     #[inline]
     fn drop(&mut self) {
-        let level = &self.shared.level;
+        let Self {
+            sent_at,
+            state,
+            settings,
+            ..
+        } = *self;
+        // Field by field: a call with the whole handle would have it copied to memory first.
+        self.shared.end(sent_at, state, self.generation, settings);
+    }
+}
+
+impl Shared {
+    /// Takes a request's end.
+    #[inline(never)]
+    fn end(
+        &self,
+        sent_at: u64,
+        state: RequestState,
+        generation: Option<Generation>,
+        settings: Settings,
+    ) {
         let now = metric::now_at_end();
-        let took = now.saturating_sub(self.sent_at);
-        match self.state {
-            RequestState::Succeeded => level.succeed(took, now, self.settings),
-            RequestState::Failed => level.fail(took, now, self.settings),
-            RequestState::Sent => level.cancel(took, now),
+        let took = now.saturating_sub(sent_at);
+        match state {
+            RequestState::Succeeded => self.level.succeed(took, now, settings),
+            RequestState::Failed => self.level.fail(took, now, settings),
+            RequestState::Sent => self.level.cancel(took, now),
             RequestState::Ignored => {}
         }
-        if let Some(generation) = self.generation {
-            self.shared.ages.leave(generation);
+        if let Some(generation) = generation {
+            self.ages.leave(generation);
         }
     }
 }
