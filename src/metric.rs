@@ -77,10 +77,19 @@ impl PickClock {
     #[inline]
     pub(crate) fn nanos(&self) -> u64 {
         if self.0.get() == 0 {
-            let last = LAST.with(Cell::get);
-            self.0.set(if last.dense { last.nanos } else { now() });
+            self.0.set(recent_or_now());
         }
         self.0.get()
+    }
+}
+
+/// Returns the time for a pick.
+// Not inlined into the picks, for there the thread-local's access would not be.
+#[inline(never)]
+fn recent_or_now() -> u64 {
+    match LAST.get() {
+        Reading { nanos, dense: true } => nanos,
+        _ => now(),
     }
 }
 

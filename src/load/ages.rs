@@ -1,5 +1,3 @@
-use std::num::NonZeroUsize;
-
 use super::atomic::{AtomicU64, Relaxed};
 
 /// Knows how many requests are in flight and when the oldest of them started, without a lock.
@@ -44,7 +42,7 @@ impl Ages {
     /// Gives back what [`enter`](Self::enter) counted.
     #[inline]
     pub(super) fn leave(&self, Generation(generation): Generation) {
-        self.0[generation.get() - 1].fetch_sub(1, Relaxed);
+        self.0[generation].fetch_sub(1, Relaxed);
     }
 
     /// Returns the number of requests in flight, and the time at or before which the oldest started.
@@ -98,13 +96,28 @@ impl Ages {
         // loom: `loom_ages_are_exact_when_all_have_left`
         self.0[generation]
             .compare_exchange(word, entered, Relaxed, Relaxed)
-            .map(|_| Generation(NonZeroUsize::MIN.saturating_add(generation)))
+            .map(|_| Generation(generation))
     }
 }
 
-/// What a request entered, to be left once: its index and 1, so that an `Option` of it is one word.
+/// What a request entered, to be left once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Generation(NonZeroUsize);
+pub(super) struct Generation(usize);
+
+impl Generation {
+    /// Returns a number from 1 on.
+    pub(super) const fn number(self) -> u64 {
+        self.0 as u64 + 1
+    }
+
+    /// Returns the generation of a number; `None` for 0.
+    pub(super) const fn from_number(number: u64) -> Option<Self> {
+        match number {
+            0 => None,
+            n => Some(Self((n - 1) as usize % GENERATIONS)),
+        }
+    }
+}
 
 const fn count(word: u64) -> u64 {
     word & FULL

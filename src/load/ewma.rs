@@ -207,7 +207,9 @@ impl LevelReading {
             return self.answered;
         }
         let cancelled = settings.faded(self.cancelled_at, now, settings.censored(self.cancelled));
-        settings.faded(self.answered_at, now, self.answered).max(cancelled)
+        settings
+            .faded(self.answered_at, now, self.answered)
+            .max(cancelled)
     }
 }
 
