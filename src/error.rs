@@ -22,11 +22,12 @@ pub struct NoEndpoints {
     source: Option<Arc<BoxError>>,
 }
 
-/// Says that endpoints are known but all are ejected or unhealthy.
+/// Says that endpoints are known but too few are available: the others are ejected or unhealthy.
 ///
 /// Answered only by a balancer that [fails closed](crate::BalanceLayer::fail_closed).
 #[derive(Clone, Copy, Debug)]
 pub struct Unavailable {
+    available: usize,
     endpoints: usize,
 }
 
@@ -66,14 +67,23 @@ impl NoEndpoints {
 }
 
 impl Unavailable {
-    /// Returns how many endpoints there are, all of them out.
+    /// Returns how many endpoints are available.
+    #[must_use]
+    pub const fn available(&self) -> usize {
+        self.available
+    }
+
+    /// Returns how many endpoints there are, draining ones apart.
     #[must_use]
     pub const fn endpoints(&self) -> usize {
         self.endpoints
     }
 
-    pub(crate) const fn new(endpoints: usize) -> Self {
-        Self { endpoints }
+    pub(crate) const fn new(available: usize, endpoints: usize) -> Self {
+        Self {
+            available,
+            endpoints,
+        }
     }
 }
 
@@ -104,10 +114,13 @@ impl fmt::Display for NoEndpoints {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            available,
+            endpoints,
+        } = self;
         write!(
             f,
-            "all {} endpoints are ejected or unhealthy",
-            self.endpoints
+            "{available} of {endpoints} endpoints are available, too few"
         )
     }
 }

@@ -88,7 +88,12 @@ impl PickClock {
 #[inline(never)]
 fn recent_or_now() -> u64 {
     match LAST.get() {
-        Reading { nanos, dense: true } => nanos,
+        Reading { nanos, dense: true } => {
+            // For this pick alone: the next start says whether the one after may do the same.
+            let dense = false;
+            LAST.set(Reading { nanos, dense });
+            nanos
+        }
         _ => now(),
     }
 }

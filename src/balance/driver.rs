@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
@@ -45,8 +46,9 @@ where
     /// Runs until the first ejection ends.
     readmission: Option<Pin<Box<Sleep>>>,
     reported: bool,
-    /// Changes of the set since the last publication.
-    changes: usize,
+    /// Items of discovery since the last publication, and how many make one worth while.
+    items: usize,
+    worth: usize,
     stale: bool,
     in_panic: bool,
     last_error: Option<Arc<BoxError>>,
@@ -79,7 +81,8 @@ where
             signalled: Box::pin(shared.driver.clone().notified_owned()),
             readmission: None,
             reported: false,
-            changes: 0,
+            items: 0,
+            worth: ITEMS_A_POLL,
             stale: false,
             in_panic: false,
             last_error: None,
@@ -98,7 +101,7 @@ where
 {
     /// Takes in what discovery has; says whether there may be more at once.
     fn poll_discovery(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..CHANGES_A_POLL {
+        for _ in 0..ITEMS_A_POLL {
             let Some(discover) = &mut self.discover else {
                 return Poll::Pending;
             };
@@ -107,6 +110,7 @@ where
             };
             self.stale |= !self.reported;
             self.reported = true;
+            self.items += 1;
             match item {
                 None => {
                     debug!("discovery ended: the set stays as it is");
@@ -116,7 +120,6 @@ where
                 Some(Ok(change)) => {
                     self.last_error = None;
                     self.stale = true;
-                    self.changes += 1;
                     self.members.take(change, &self.signal);
                 }
             }
@@ -127,6 +130,7 @@ where
     fn take_error(&mut self, error: BoxError) {
         // A set that is known to be empty is said by an error, for a change cannot say it.
         if error.is::<NoEndpoints>() {
+            self.stale |= self.last_error.take().is_some() && self.members.is_empty();
             return;
         }
         // Only the first in a row: a source may fail as often as it is asked.
@@ -174,7 +178,8 @@ where
         self.retired.push(previous);
         self.readmission = first_end.map(|end| Box::pin(tokio::time::sleep_until(end)));
         self.stale = false;
-        self.changes = 0;
+        self.items = 0;
+        self.worth = ITEMS_A_POLL.max(2 * self.members.len());
     }
 
     /// Decides whether there is anything to pick, and revives members in a panic.
@@ -209,7 +214,7 @@ where
             return Standing::Empty(NoEndpoints::because(members.len(), self.last_error.clone()));
         }
         if panic && shared.config.in_panic == InPanic::Fail {
-            return Standing::Closed(Unavailable::new(taking));
+            return Standing::Closed(Unavailable::new(available, taking));
         }
         if panic {
             for member in members {
@@ -267,8 +272,7 @@ where
         // 3. What discovery says. A source that always has more is interrupted, for other tasks' sake, and
         // what it said is published once it is worth the while.
         let more = this.poll_discovery(cx).is_ready();
-        let worth = this.changes >= CHANGES_A_POLL.max(2 * this.members.len());
-        if this.stale && (!more || worth) {
+        if this.stale && (!more || this.items >= this.worth) {
             this.publish(&shared, Instant::now());
             // A new timer has to be polled to wake this task.
             if let Some(sleep) = &mut this.readmission {
@@ -329,12 +333,17 @@ where
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
-        if !self.reported {
-            // Nobody will ever report: those who wait for it are told.
+        if !matches!(shared.snapshot().standing, Standing::Unreported) {
+            return;
+        }
+        // Nobody will ever report: those who wait for it are told. The drop may be a panic's, and the table
+        // foreign code.
+        let table = || shared.policy.table(&[], None);
+        if let Ok(table) = std::panic::catch_unwind(AssertUnwindSafe(table)) {
             shared.publish(Snapshot {
                 version: 1,
                 members: Box::default(),
-                table: shared.policy.table(&[], None),
+                table,
                 standing: Standing::Empty(NoEndpoints::new()),
             });
         }
@@ -358,7 +367,7 @@ where
 }
 
 /// A longer run would keep other tasks of this worker waiting for more than some 100 us.
-const CHANGES_A_POLL: usize = 1024;
+const ITEMS_A_POLL: usize = 1024;
 
 /// A pick takes well under a microsecond; so many polls later it has been interrupted.
 const RETRIES_FOR_READERS: usize = 16;

@@ -51,7 +51,6 @@ pin_project! {
         Called {
             #[pin]
             future: S::Future,
-            member: u64,
         },
         Failed {
             error: Option<BoxError>,
@@ -64,9 +63,9 @@ where
     P: Policy<A, S, Req>,
     S: Service<Req>,
 {
-    pub(super) const fn called(future: S::Future, member: u64) -> Self {
+    pub(super) const fn called(future: S::Future) -> Self {
         Self {
-            state: State::Called { future, member },
+            state: State::Called { future },
         }
     }
 
@@ -104,11 +103,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            if let StateProj::Called { future, .. } = state.as_mut().project() {
+            if let StateProj::Called { future } = state.as_mut().project() {
                 return future.poll(cx).map_err(Into::into);
             }
-            let next = ready!(state.as_mut().poll_select(cx))?;
-            state.set(next);
+            match ready!(state.as_mut().poll_select(cx)) {
+                Ok(called) => state.set(called),
+                Err(error) => {
+                    state.set(State::Failed { error: None });
+                    return Poll::Ready(Err(error));
+                }
+            }
         }
     }
 }
@@ -138,8 +142,7 @@ where
                 match (ready!(selected), request.take()) {
                     (Selected::Reserved(mut reserved), Some(request)) => {
                         let future = reserved.service.call(request);
-                        let member = reserved.id;
-                        return Poll::Ready(Ok(Self::Called { future, member }));
+                        return Poll::Ready(Ok(Self::Called { future }));
                     }
                     (Selected::Failed { error, .. }, _) => Some(error),
                     _ => Some(NotChosen.into()),

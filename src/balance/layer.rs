@@ -1,4 +1,4 @@
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use tower::{BoxError, Layer, discover::Discover};
 
@@ -79,7 +79,10 @@ impl<P, Req> BalanceLayer<P, Req> {
     }
 
     /// Makes a balancer and its driver, which runs nowhere until you poll or spawn it.
-    pub fn into_pair<D, S, A>(self, discover: D) -> Pair<D, P, S, Req, A>
+    ///
+    /// The driver is to be polled within a tokio runtime that has timers: it panics without one when an
+    /// endpoint is ejected.
+    pub fn into_pair<D, S, A>(self, discover: D) -> BalanceAndDriver<D, P, S, Req, A>
     where
         D: Discover<Key = Endpoint<A>, Service = S>,
         P: Policy<A, S, Req>,
@@ -95,7 +98,25 @@ impl<P, Req> BalanceLayer<P, Req> {
 }
 
 /// A balancer and its driver.
-pub type Pair<D, P, S, Req, A> = (Balance<P, S, Req, A>, Driver<D, P, S, Req, A>);
+pub type BalanceAndDriver<D, P, S, Req, A> = (Balance<P, S, Req, A>, Driver<D, P, S, Req, A>);
+
+impl<P, Req> BalanceLayer<P, Req> {
+    #[track_caller]
+    pub(super) fn into_spawned<D, S, A>(self, discover: D) -> Balance<P, S, Req, A>
+    where
+        D: Discover<Key = Endpoint<A>, Service = S, Error: Into<BoxError>> + Send + 'static,
+        P: Policy<A, S, Req>,
+        S: Clone + Send + Sync + 'static,
+        Req: 'static,
+        A: Address,
+    {
+        // Ends of ejections need timers: better no balancer than one whose driver panics at the first.
+        drop(tokio::time::sleep(Duration::ZERO));
+        let (balance, driver) = self.into_pair(discover);
+        tokio::spawn(driver);
+        balance
+    }
+}
 
 impl<D, P, S, Req, A> Layer<D> for BalanceLayer<P, Req>
 where
@@ -109,12 +130,11 @@ where
 
     /// # Panics
     ///
-    /// Outside a tokio runtime; [`into_pair`](Self::into_pair) hands you the driver instead.
+    /// Outside a tokio runtime with timers, which `Runtime::new` and `#[tokio::main]` enable;
+    /// [`into_pair`](Self::into_pair) hands you the driver instead.
     #[track_caller]
     fn layer(&self, discover: D) -> Self::Service {
-        let (balance, driver) = self.clone().into_pair(discover);
-        tokio::spawn(driver);
-        balance
+        self.clone().into_spawned(discover)
     }
 }
 

@@ -18,9 +18,10 @@
 //! |---|---|---|
 //! | discovery has not reported yet | waits | waits |
 //! | no endpoint takes requests | ready; waits with [`wait_for_endpoints`](BalanceLayer::wait_for_endpoints) | [`NoEndpoints`](crate::NoEndpoints) |
-//! | all are ejected or unhealthy | tries all of them (fails open) | as ever |
+//! | a panic: all are ejected or unhealthy, or more than [`panic_threshold`](BalanceLayer::panic_threshold) allows | tries all of them (fails open) | as ever |
 //! | the same, with [`fail_closed`](BalanceLayer::fail_closed) | ready | [`Unavailable`](crate::Unavailable) |
 //! | every member's `poll_ready` failed | ready | [`NotReady`](crate::NotReady) |
+//! | some failed, the others are not ready | waits for those; tries the failed again whenever it is polled | |
 //!
 //! `poll_ready` itself never fails.
 
@@ -34,6 +35,6 @@ mod shared;
 pub use self::{
     driver::Driver,
     future::ResponseFuture,
-    layer::{BalanceLayer, Pair},
+    layer::{BalanceAndDriver, BalanceLayer},
     service::Balance,
 };

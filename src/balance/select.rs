@@ -279,7 +279,11 @@ impl<S, Req> Wait<S, Req> {
     {
         let passed = (self.passed_count > 0).then_some(&self.passed);
         let candidates = Candidates::new(&snapshot.members, passed);
-        if self.passed_count < PICKS_BEFORE_SWEEP || request.is_some() {
+        let by_request = |rng: &mut Rng| {
+            let pick = &mut PickContext::new(None, rng);
+            policy.pick(&snapshot.table, candidates, pick) == Choice::NeedsRequest
+        };
+        if self.passed_count < PICKS_BEFORE_SWEEP || (request.is_some() && by_request(rng)) {
             let pick = &mut PickContext::new(request, rng);
             match policy.pick(&snapshot.table, candidates, pick) {
                 Choice::Member(position) if !candidates.contains(position) => {}
@@ -384,5 +388,6 @@ impl<S, Req> fmt::Debug for Selection<S, Req> {
 /// No snapshot has it.
 const NO_VERSION: u64 = u64::MAX;
 
-/// A policy that scans costs O(n) a pick: beyond this many, a sweep finds the ready ones in O(n) in all.
+/// A policy that scans costs O(n) a pick: beyond this many, a sweep finds the ready ones in O(n log n) in all,
+/// unless the order is the request's own.
 const PICKS_BEFORE_SWEEP: usize = 16;

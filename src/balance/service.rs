@@ -12,7 +12,7 @@ use tower::{BoxError, Service, discover::Discover};
 
 use super::{
     future::ResponseFuture,
-    layer::{BalanceLayer, Pair},
+    layer::{BalanceAndDriver, BalanceLayer},
     select::{self, Reserved, Selected, Selection},
     shared::Shared,
 };
@@ -23,12 +23,16 @@ use crate::{
 
 /// Spreads requests over a changing set of endpoints.
 ///
-/// A handle: clones share members, loads and policy, and are made in O(1) whatever the number of members. An
-/// idle handle keeps nothing alive but the balancer itself; when the last one goes, driver, discovery
-/// and every service go.
+/// A handle: clones share members, loads and policy, and are made in O(1) whatever the number of members. When
+/// the last one goes, driver, discovery and every service go.
 ///
-/// Cost of a request: that of the policy's pick, one clone of the member's service and of its endpoint, no
-/// allocation, no lock.
+/// A handle that has made its call, or has not been polled yet, keeps nothing alive but the balancer itself. One
+/// whose `poll_ready` answered ready keeps the service that it has reserved, until the call; one that was
+/// told to wait keeps its places in the queues of the members that were not ready, and may be given
+/// their capacity. Poll such a handle again, or drop it.
+///
+/// Cost of a request: that of the policy's pick and one clone of the member's service; no allocation, no
+/// lock.
 ///
 /// # Cancel safety
 ///
@@ -59,20 +63,18 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime; [`pair`](Self::pair) hands you the driver instead.
+    /// Outside a tokio runtime with timers; [`pair`](Self::pair) hands you the driver instead.
     #[track_caller]
     pub fn new<D>(discover: D, policy: P) -> Self
     where
         D: Discover<Key = Endpoint<A>, Service = S, Error: Into<BoxError>> + Send + 'static,
         Req: 'static,
     {
-        let (balance, driver) = Self::pair(discover, policy);
-        tokio::spawn(driver);
-        balance
+        BalanceLayer::new(policy).into_spawned(discover)
     }
 
-    /// Balances over what `discover` yields while the returned driver is polled.
-    pub fn pair<D>(discover: D, policy: P) -> Pair<D, P, S, Req, A>
+    /// Balances over what `discover` yields while the returned driver is polled, within a tokio runtime.
+    pub fn pair<D>(discover: D, policy: P) -> BalanceAndDriver<D, P, S, Req, A>
     where
         D: Discover<Key = Endpoint<A>, Service = S>,
     {
@@ -169,9 +171,8 @@ where
         match &mut self.reserved {
             Some(reserved) if reserved.holds(&self.shared) => {
                 let future = reserved.service.call(request);
-                let member = reserved.id;
                 self.reserved = None;
-                ResponseFuture::called(future, member)
+                ResponseFuture::called(future)
             }
             _ => self.call_unreserved(request),
         }
@@ -194,6 +195,7 @@ where
     #[inline(never)]
     fn poll_selection(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.reserved = None;
+        self.failed = None;
         match ready!(self.selection.poll(&self.shared, &mut self.rng, None, cx)) {
             Selected::Reserved(reserved) => self.reserved = Some(reserved),
             Selected::NeedsRequest => {}

@@ -55,24 +55,23 @@ where
     type Item = Result<Change<Endpoint<K>, S>, D::Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut this = self.project();
-        loop {
-            let change = match ready!(this.discover.as_mut().try_poll_next(cx)?) {
-                None => return Poll::Ready(None),
-                Some(Change::Insert(key, service)) => {
+        let this = self.project();
+        let change = ready!(this.discover.try_poll_next(cx)?);
+        Poll::Ready(change.map(|change| {
+            Ok(match change {
+                Change::Insert(key, service) => {
                     let endpoint = this
                         .endpoints
                         .entry(key)
                         .or_insert_with_key(|key| Endpoint::new(Target::new(key.clone())));
                     Change::Insert(endpoint.clone(), service)
                 }
-                Some(Change::Remove(key)) => match this.endpoints.remove(&key) {
-                    Some(endpoint) => Change::Remove(endpoint),
-                    None => continue,
-                },
-            };
-            return Poll::Ready(Some(Ok(change)));
-        }
+                Change::Remove(key) => {
+                    let known = this.endpoints.remove(&key);
+                    Change::Remove(known.unwrap_or_else(|| Endpoint::new(Target::new(key))))
+                }
+            })
+        }))
     }
 }
 

@@ -35,8 +35,10 @@ use crate::metric::{self, Cost, InFlight, PickClock};
 ///
 /// Reading changes nothing, however often it is done.
 ///
-/// Cost: two clock reads a request, one to start and one to end it, and another to read the load; three atomic
-/// operations to start a request and four to end it, no lock, no allocation.
+/// Cost: two clock reads a request, one to start and one to end it; two atomic operations to start it and two
+/// to end it; no lock, no allocation. All loads that a pick compares are read at one time, which on a
+/// thread that starts more than a request a millisecond is that of the last start or end (see
+/// [`PickClock`]), and a third clock read elsewhere.
 ///
 /// Source: Finagle's `PeakEwma`; Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013, for why the peak.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use crate::metric::{Cost, PickClock};
 
 /// Picks the least loaded of all members.
 ///
-/// Members are compared by load divided by weight; among equals each is as likely as another. A load
+/// Members are compared by load divided by weight; equals are drawn in proportion to their weights. A load
 /// that is not a number counts as infinite.
 ///
 /// Take it for up to some hundred members that one client has to itself: with 50 servers of which one
@@ -21,9 +21,8 @@ pub struct LeastLoaded {
 /// The table of [`LeastLoaded`].
 #[derive(Debug)]
 pub struct LeastLoadedTable {
-    /// 1 / weight by position, infinite for what is not a candidate; `None` while all members are
-    /// candidates of one weight.
-    inverse: Option<Box<[f64]>>,
+    /// By position; `None` while all members are candidates of one weight.
+    weights: Option<Box<[u32]>>,
 }
 
 impl LeastLoaded {
@@ -43,17 +42,9 @@ where
 
     fn table(&self, members: &[Member<A, S>], _: Option<&LeastLoadedTable>) -> LeastLoadedTable {
         let plain = |member: &Member<A, S>| member.candidate && member.weight == members[0].weight;
-        let inverse = || {
-            members
-                .iter()
-                .map(|member| match member.candidate {
-                    true => 1.0 / f64::from(member.weight),
-                    false => f64::INFINITY,
-                })
-                .collect()
-        };
+        let weights = || members.iter().map(|member| member.weight).collect();
         LeastLoadedTable {
-            inverse: (!members.iter().all(plain)).then(inverse),
+            weights: (!members.iter().all(plain)).then(weights),
         }
     }
 
@@ -67,13 +58,12 @@ where
         let members = candidates.members();
         let clock = PickClock::new();
         let cost = |position: usize| or_infinite(members[position].service.load().cost_at(&clock));
-        let least = match (&table.inverse, candidates.is_narrowed()) {
-            (None, false) => least(members.len(), cx, |position| Some(cost(position))),
-            (inverse, _) => least(members.len(), cx, |position| {
-                let weight = inverse.as_ref().map_or(1.0, |inverse| inverse[position]);
-                candidates
-                    .contains(position)
-                    .then(|| cost(position) * weight)
+        let least = match (&table.weights, candidates.is_narrowed()) {
+            (None, false) => least(members.len(), cx, |position| Some((cost(position), 1))),
+            (weights, _) => least(members.len(), cx, |position| {
+                let weight = weights.as_ref().map_or(1, |weights| weights[position]);
+                let relative = || (cost(position) / f64::from(weight), weight);
+                candidates.contains(position).then(relative)
             }),
         };
         least.map_or(Choice::None, Choice::Member)
@@ -84,31 +74,37 @@ where
     }
 }
 
-/// Returns a position below `len` of least load, each of those as likely as another.
+/// Returns a position below `len` of least load, equals in proportion to their weights.
+///
+/// `load` gives load and weight of a position, if it may be chosen.
 #[inline]
 fn least<Req>(
     len: usize,
     cx: &mut PickContext<'_, Req>,
-    load: impl Fn(usize) -> Option<f64>,
+    load: impl Fn(usize) -> Option<(f64, u32)>,
 ) -> Option<usize> {
-    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0_u32);
+    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0_u64);
     for position in 0..len {
-        let Some(load) = load(position) else { continue };
+        let Some((load, weight)) = load(position) else {
+            continue;
+        };
         if load < least || best.is_none() {
-            (best, least, ties) = (Some(position), load, 1);
-        } else {
-            ties += u32::from(load == least);
+            (best, least, ties) = (Some(position), load, u64::from(weight));
+        } else if load == least {
+            ties += u64::from(weight);
         }
     }
-    if ties < 2 {
-        return best;
-    }
     // A second look finds the one drawn; loads that moved meanwhile leave the first of them.
-    let drawn = cx.below(ties) as usize;
-    (0..len)
-        .filter(|&position| load(position) == Some(least))
-        .nth(drawn)
-        .or(best)
+    let mut drawn = cx.below_u64(ties);
+    let mut tied = |position: &usize| match load(*position) {
+        Some((load, weight)) if load == least => {
+            let found = drawn < u64::from(weight);
+            drawn = drawn.wrapping_sub(u64::from(weight));
+            found
+        }
+        _ => false,
+    };
+    (best?..len).find(|position| tied(position)).or(best)
 }
 
 #[inline]

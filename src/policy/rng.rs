@@ -32,6 +32,12 @@ impl<'a, Req> PickContext<'a, Req> {
         self.rng.below(n)
     }
 
+    /// Draws a number below `n`, or 0 where `n` is 0; even to within `n` / 2^64.
+    #[inline]
+    pub(crate) fn below_u64(&mut self, n: u64) -> u64 {
+        ((u128::from(self.rng.next()) * u128::from(n)) >> 64) as u64
+    }
+
     pub(crate) const fn rng(&mut self) -> &mut Rng {
         self.rng
     }

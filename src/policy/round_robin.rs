@@ -75,15 +75,18 @@ impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
         candidates: Candidates<'_, A, S>,
         _: &mut PickContext<'_, Req>,
     ) -> Choice {
-        for _ in 0..table.turns.len() {
-            // Relaxed: the position publishes nothing.
-            let turn = table.next.fetch_add(1, Relaxed) % table.turns.len();
-            let (position, _) = table.turns[turn];
-            if !candidates.is_narrowed() || candidates.contains(position) {
-                return Choice::Member(position);
-            }
+        let n = table.turns.len();
+        // Relaxed: the position publishes nothing.
+        let Some(turn) = table.next.fetch_add(1, Relaxed).checked_rem(n) else {
+            return Choice::None;
+        };
+        if !candidates.is_narrowed() {
+            return Choice::Member(table.turns[turn].0);
         }
-        Choice::None
+        // From here on by this pick's own count: other threads take turns, too.
+        let mut rest = table.turns[turn..].iter().chain(&table.turns[..turn]);
+        let left = rest.find(|(position, _)| candidates.contains(*position));
+        left.map_or(Choice::None, |&(position, _)| Choice::Member(position))
     }
 
     fn seed(&self) -> Option<u64> {

@@ -180,7 +180,8 @@ async fn failing_closed_answers_unavailable() {
     (0..2).for_each(|address| endpoint(&balance, address).mark_unhealthy());
     settle().await;
     let error = balance.clone().oneshot(()).await.unwrap_err();
-    assert_eq!(error.downcast_ref::<Unavailable>().unwrap().endpoints(), 2);
+    let unavailable = error.downcast_ref::<Unavailable>().unwrap();
+    assert_eq!((unavailable.available(), unavailable.endpoints()), (0, 2));
     endpoint(&balance, 1).mark_healthy();
     settle().await;
     assert_eq!(balance.oneshot(()).await.unwrap(), 1);
@@ -216,6 +217,21 @@ async fn below_the_panic_threshold_statuses_are_not_believed() {
     endpoint(&balance, 2).mark_healthy();
     settle().await;
     assert_eq!(requests().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_closed_below_the_panic_threshold_says_how_many_are_left() {
+    let servers = answering(4);
+    let (_targets, rx) = watch::channel(weights(4));
+    let layer = BalanceLayer::new(p2c(20))
+        .panic_threshold(0.5)
+        .fail_closed();
+    let balance = over(&servers, layer, rx);
+    settle().await;
+    (0..3).for_each(|address| endpoint(&balance, address).mark_unhealthy());
+    settle().await;
+    let error = balance.oneshot(()).await.unwrap_err();
+    assert_eq!(error.to_string(), "1 of 4 endpoints are available, too few");
 }
 
 #[test]

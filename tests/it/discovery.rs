@@ -355,3 +355,88 @@ async fn a_service_that_is_not_clone_goes_through_a_buffer() {
     let error = balance.oneshot(()).await.unwrap_err();
     assert!(error.is::<tower::timeout::error::Elapsed>(), "{error}");
 }
+
+/// Yields what it is told, and then errors without end.
+struct Failing(Vec<Change<usize, Client>>);
+
+impl Stream for Failing {
+    type Item = Result<Change<usize, Client>, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let change = self.get_mut().0.pop();
+        Poll::Ready(Some(change.ok_or_else(|| "away".into())))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_errors_hide_neither_changes_nor_statuses() {
+    let servers = servers(&[Behaviour::Answer(ms(0)); 2]);
+    let inserts = servers.iter().enumerate();
+    let inserts = inserts.map(|(i, server)| Change::Insert(i, server.client()));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(from_discover(Failing(inserts.collect())));
+    ServiceExt::<()>::oneshot(balance.clone(), ())
+        .await
+        .unwrap();
+    balance.endpoints()[0].endpoint().mark_unhealthy();
+    let picked = balance.endpoints()[1].endpoint().clone();
+    settle().await;
+    for _ in 0..4 {
+        let answer = ServiceExt::<()>::oneshot(balance.clone(), ())
+            .await
+            .unwrap();
+        assert_eq!(answer, *picked.address());
+    }
+    let nothing = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(from_discover(Failing(vec![])));
+    let error = ServiceExt::<()>::oneshot(nothing, ()).await.unwrap_err();
+    assert!(error.is::<NoEndpoints>());
+}
+
+/// Removes what was never there, without end.
+struct Removing;
+
+impl Stream for Removing {
+    type Item = Result<Change<usize, Client>, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(Some(Ok(Change::Remove(7))))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_removals_of_nobody_starve_nobody() {
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(from_discover(Removing));
+    let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
+    assert!(error.is::<NoEndpoints>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_that_panics_leaves_nobody_waiting() {
+    let server = Server::new(0, Behaviour::Answer(ms(0)));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(fixed([0, 1]))
+        .service(move |endpoint: &Endpoint<usize>| {
+            assert_eq!(*endpoint.address(), 0, "the factory's own panic");
+            server.client()
+        });
+    let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
+    assert!(error.is::<NoEndpoints>());
+}
+
+#[test]
+#[should_panic(expected = "timers are disabled")]
+fn a_runtime_without_timers_is_refused_at_once() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let _guard = runtime.enter();
+    let layer = BalanceLayer::<_, ()>::new(RoundRobin::default());
+    let _ = layer
+        .layer(fixed([0]).layer(|_: &Endpoint<usize>| Server::new(0, Behaviour::Hang).client()));
+}

@@ -56,8 +56,11 @@ fn no_import_breaks_the_floors() {
 
 #[test]
 fn the_search_finds_every_kind_of_import() {
-    let source = "use crate::load::Load;\nuse crate::{\n    policy::{P2c, x::Y},\n    error::NoEndpoints,\n};\nlet x = crate::balance::Balance;\n/// [`Z`](crate::discover::Z)";
-    assert_eq!(imports(source), ["load", "policy", "error", "balance"]);
+    let source = "use crate::load::Load;\nuse crate::{\n    policy::{P2c, x::Y},\n    error::NoEndpoints,\n};\nlet x = crate::balance::Balance;\nuse crate::Root;\n/// [`Z`](crate::discover::Z)";
+    assert_eq!(
+        imports(source),
+        ["load", "policy", "error", "balance", "Root"]
+    );
 }
 
 /// The parts that a source file imports, by `use` or by path, docs apart.
@@ -88,12 +91,11 @@ fn imports(source: &str) -> Vec<String> {
     found
 }
 
-/// The module that a path starts with; an item of the crate's root is no module.
+/// The name that a path starts with: a part, or an item of the crate's root, which is nobody's to use.
 fn first_name(path: &str) -> Option<String> {
     let end = path.find(|c: char| !c.is_alphanumeric() && c != '_')?;
     let name = &path[..end];
-    name.starts_with(char::is_lowercase)
-        .then(|| name.to_owned())
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

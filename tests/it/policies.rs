@@ -135,6 +135,16 @@ async fn least_loaded_breaks_ties_fairly() {
 }
 
 #[tokio::test]
+async fn least_loaded_breaks_ties_by_weight() {
+    let weights = [9, 1, 0, 10];
+    let shares = shares(
+        &picks(LeastLoaded::seeded(6), &weights, |_| 0.0, 60_000).await,
+        4,
+    );
+    near(&shares, &[0.45, 0.05, 0.0, 0.5], 0.01);
+}
+
+#[tokio::test]
 async fn random_follows_weights() {
     let weights = [1, 2, 3, 4, 0];
     let shares = shares(
@@ -247,4 +257,33 @@ async fn the_one_that_is_ready_is_found_among_ten_thousand() {
     check(Random::seeded(10)).await;
     check(RoundRobin::seeded(10)).await;
     check(WeightedRoundRobin::seeded(10)).await;
+}
+
+/// One of two fails to become ready; eight tasks take turns at once. The other one always answers.
+#[test]
+fn round_robin_passes_over_from_many_threads() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let servers = servers(&[Behaviour::Answer(ms(0)); 2]);
+        servers[0].fail_readiness(true);
+        let balance: Balance<_, _, (), _> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::default()))
+            .layer(fixed(0..2))
+            .service(factory(&servers));
+        let call = |balance: Balance<_, _, (), _>| async move {
+            for _ in 0..2_000 {
+                assert_eq!(balance.clone().oneshot(()).await.unwrap(), 1);
+            }
+        };
+        let tasks: Vec<_> = (0..8)
+            .map(|_| tokio::spawn(call(balance.clone())))
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
 }
