@@ -1,78 +1,71 @@
-//! A policy of your own: requests stay in the client's zone while anybody there is available.
+//! A policy of your own: the standby gets requests only while no other endpoint is available.
 
-use std::{convert::Infallible, sync::Arc};
+use std::convert::Infallible;
 
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
     BalanceLayer, Candidates, Choice, Endpoint, Member, PickContext, Policy, Target, fixed,
 };
 
-/// Picks at random within one zone; from anywhere else only when the zone has nobody.
+/// Picks the first endpoint that may be picked, in the order of their priorities.
 #[derive(Clone)]
-struct ZoneFirst(&'static str);
+struct Standby;
 
-impl<A: 'static, S, Req> Policy<A, S, Req> for ZoneFirst {
-    /// Who is in the zone, by position: looked up once for each snapshot, not for each request.
-    type Table = Vec<bool>;
+impl<A: 'static, S, Req> Policy<A, S, Req> for Standby {
+    type Table = Vec<usize>; // positions in order: sorted once for each snapshot, not for each request
 
-    fn table(&self, members: &[Member<A, S>], _: Option<&Vec<bool>>) -> Vec<bool> {
-        let local = |member: &Member<A, S>| member.endpoint().zone() == Some(Arc::from(self.0));
-        members.iter().map(local).collect()
+    fn table(&self, members: &[Member<A, S>], _: Option<&Vec<usize>>) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..members.len()).collect();
+        order.sort_by_key(|&position| members[position].endpoint().priority());
+        order
     }
 
     fn pick(
         &self,
-        local: &Vec<bool>,
+        order: &Vec<usize>,
         from: Candidates<'_, A, S>,
-        cx: &mut PickContext<'_, Req>,
+        _: &mut PickContext<'_, Req>,
     ) -> Choice {
-        let local = |&(position, _): &(usize, _)| local[position];
-        let near = from.iter().filter(local).count();
-        let drawn = cx.below(near.max(1) as u32) as usize;
-        let choice = from
-            .iter()
-            .filter(local)
-            .nth(drawn)
-            .or_else(|| from.iter().next());
-        choice.map_or(Choice::None, |(position, _)| Choice::Member(position))
+        let first = order.iter().find(|&&position| from.contains(position));
+        first.map_or(Choice::None, |&position| Choice::Member(position))
     }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), tower::BoxError> {
     let targets = [
-        Target::new("near-1").zone("eu-1a"),
-        Target::new("near-2").zone("eu-1a"),
-        Target::new("far").zone("eu-1b"),
+        Target::new("standby").priority(1),
+        Target::new("primary").priority(0),
     ];
     let mut client = ServiceBuilder::new()
-        .layer(BalanceLayer::new(ZoneFirst("eu-1a")))
+        .layer(BalanceLayer::new(Standby))
         .layer(fixed(targets))
         .service(|endpoint: &Endpoint<&'static str>| {
             let name = *endpoint.address();
             service_fn(move |()| async move { Ok::<_, Infallible>(name) })
         });
 
-    println!("all available:      {}", answers(&mut client).await?);
-    for member in client.endpoints() {
-        if *member.endpoint().address() != "far" {
-            member.endpoint().mark_unhealthy();
-        }
-    }
-    // The driver takes the new statuses in as soon as it runs.
+    println!(
+        "all is well:            {}",
+        client.ready().await?.call(()).await?
+    );
+    let members = client.endpoints();
+    let primary = members
+        .iter()
+        .find(|member| *member.endpoint().address() == "primary");
+    let primary = primary.expect("it is in the list above").endpoint();
+    primary.mark_unhealthy();
+    // The driver takes the new status in as soon as it runs.
     tokio::task::yield_now().await;
-    println!("nobody in the zone: {}", answers(&mut client).await?);
+    println!(
+        "the primary is down:    {}",
+        client.ready().await?.call(()).await?
+    );
+    primary.mark_healthy();
+    tokio::task::yield_now().await;
+    println!(
+        "the primary is back up: {}",
+        client.ready().await?.call(()).await?
+    );
     Ok(())
-}
-
-/// Sends twelve requests and lists who answered.
-async fn answers<S>(client: &mut S) -> Result<String, S::Error>
-where
-    S: Service<(), Response = &'static str>,
-{
-    let mut answers = Vec::new();
-    for _ in 0..12 {
-        answers.push(client.ready().await?.call(()).await?);
-    }
-    Ok(answers.join(" "))
 }

@@ -7,8 +7,12 @@ mod support;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -21,7 +25,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use support::{Percentiles, Server};
+use support::{Row, Server};
 use tokio::{sync::watch, time::Instant};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, RoundRobin, WatchLayer, each};
@@ -53,25 +57,52 @@ type HttpRequest = Request<Empty<Bytes>>;
 /// Makes the client of one endpoint: hyper's, which keeps a pool of connections to it.
 fn http_client(
     endpoint: &Endpoint,
-) -> impl Service<HttpRequest, Response = Response<Incoming>, Error = BoxError, Future: Send>
+) -> impl Service<HttpRequest, Response = Response<Incoming>, Error = Failed, Future: Send>
 + Clone
 + Send
 + Sync
 + use<> {
-    let authority = endpoint.address().to_string();
+    let address = *endpoint.address();
     let client: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
     service_fn(move |mut request: HttpRequest| {
-        let (client, authority) = (client.clone(), authority.clone());
+        let client = client.clone();
         async move {
             // Where the request goes: the endpoint; what it asks for: the caller's.
-            let uri = Uri::builder().scheme("http").authority(authority);
-            *request.uri_mut() = uri.path_and_query(request.uri().path()).build()?;
-            Ok(client.request(request).await?)
+            let path = request.uri().path().to_owned();
+            let uri = Uri::builder().scheme("http").authority(address.to_string());
+            *request.uri_mut() = uri
+                .path_and_query(path)
+                .build()
+                .expect("a valid address and path");
+            let answer = client.request(request).await;
+            answer.map_err(|source| Failed { address, source })
         }
     })
 }
 
-/// Sends through four phases, and prints who answered how fast.
+/// Says which server failed a request.
+#[derive(Debug)]
+struct Failed {
+    address: SocketAddr,
+    source: hyper_util::client::legacy::Error,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed", self.address)
+    }
+}
+
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// The rows of the table: by phase, then by server.
+type Table = Mutex<BTreeMap<(usize, String), Row>>;
+
+/// Sends 2 000 requests without a pause while the set changes under them; prints who answered how fast.
 async fn run<C>(
     policy: &str,
     client: C,
@@ -83,75 +114,85 @@ where
         + Send
         + 'static,
 {
-    let a = Server::start("A", Duration::from_millis(50)).await?;
-    let b = Server::start("B", Duration::from_millis(5)).await?;
-    let c = Server::start("C", Duration::from_millis(5)).await?;
-    let d = Server::start("D", Duration::from_millis(5)).await?;
-    println!("{policy}\nphase                 server  requests  errors     p50     p99");
-    addresses.send_replace(vec![a.address, b.address, c.address]);
-    send("A, B, C", &client).await;
-    addresses.send_replace(vec![a.address, b.address, c.address, d.address]);
-    send("D joins", &client).await;
-    addresses.send_replace(vec![b.address, c.address, d.address]);
-    send("A leaves", &client).await;
-    // Killed but still listed: its connections are refused until discovery notices.
-    c.kill().await;
-    send("C is killed", &client).await;
-    println!();
-    Ok(())
-}
+    let [slow, fast] = [50, 5].map(Duration::from_millis);
+    let a = Server::start("A", slow).await?;
+    let b = Server::start("B", fast).await?;
+    let c = Server::start("C", fast).await?;
+    let d = Server::start("D", fast).await?;
+    let [a, b, d, c_address] = [a.address, b.address, d.address, c.address];
+    let names = BTreeMap::from([(a, "A"), (b, "B"), (c_address, "C"), (d, "D")]);
 
-/// Sends 500 requests, 50 at a time.
-async fn send<C>(phase: &str, client: &C)
-where
-    C: Service<HttpRequest, Response = Response<Incoming>, Error = BoxError, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-{
-    let answers: Arc<Mutex<BTreeMap<String, Percentiles>>> = Arc::default();
+    let table = Arc::new(Table::default());
+    let started = Arc::new(AtomicUsize::new(0));
+    addresses.send_replace(vec![a, b, c_address]);
     let callers: Vec<_> = (0..50)
         .map(|_| {
-            let (client, answers) = (client.clone(), answers.clone());
+            let (client, table, started) = (client.clone(), table.clone(), started.clone());
+            let names = names.clone();
             tokio::spawn(async move {
-                for _ in 0..10 {
+                loop {
+                    let number = started.fetch_add(1, Relaxed);
+                    if number >= 2000 {
+                        return;
+                    }
                     let start = Instant::now();
-                    let answer = body(client.clone().oneshot(request())).await;
-                    let server = answer.clone().unwrap_or_else(|| "failed".into());
-                    let mut answers = answers.lock().expect("no caller panics");
-                    answers
-                        .entry(server)
-                        .or_default()
-                        .record(start.elapsed(), answer.is_some());
+                    let answer = body(client.clone().oneshot(HttpRequest::default())).await;
+                    let (server, ok) = match answer {
+                        Ok(server) => (server, true),
+                        Err(error) => match error.downcast_ref::<Failed>() {
+                            Some(Failed { address, .. }) => (names[address].to_owned(), false),
+                            None => (error.to_string(), false),
+                        },
+                    };
+                    let mut table = table.lock().expect("no caller panics");
+                    let row = table.entry((number / 500, server)).or_default();
+                    row.record(start.elapsed(), ok);
                 }
             })
         })
         .collect();
-    for caller in callers {
-        caller.await.expect("no caller panics");
-    }
-    let mut phase = phase;
-    for (server, row) in answers.lock().expect("no caller panics").iter() {
-        println!("{phase:<20}  {server:<6}  {row}");
-        phase = "";
-    }
-}
 
-fn request() -> HttpRequest {
-    Request::new(Empty::new())
+    // Meanwhile, after each 500 requests, something happens.
+    let reached = async |n| {
+        while started.load(Relaxed) < n {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    reached(500).await;
+    addresses.send_replace(vec![a, b, c_address, d]);
+    reached(1000).await;
+    addresses.send_replace(vec![b, c_address, d]);
+    reached(1500).await;
+    c.kill().await;
+    for caller in callers {
+        caller.await?;
+    }
+
+    println!("{policy}\nphase                     server  requests  errors     p50     p99");
+    let mut last = None;
+    for ((phase, server), row) in table.lock().expect("no caller panics").iter() {
+        let names = [
+            "A, B and C",
+            "D joins",
+            "A leaves",
+            "C is killed, still listed",
+        ];
+        let name = if last == Some(phase) {
+            ""
+        } else {
+            names[*phase]
+        };
+        println!("{name:<25} {server:<6}  {row}");
+        last = Some(phase);
+    }
+    println!();
+    Ok(())
 }
 
 /// Reads the answer: the name of the server that gave it.
 async fn body(
     answer: impl Future<Output = Result<Response<Incoming>, BoxError>>,
-) -> Option<String> {
-    let body = answer
-        .await
-        .ok()?
-        .into_body()
-        .collect()
-        .await
-        .ok()?
-        .to_bytes();
-    Some(String::from_utf8_lossy(&body).into_owned())
+) -> Result<String, BoxError> {
+    let body = answer.await?.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8_lossy(&body).into_owned())
 }

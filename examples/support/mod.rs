@@ -46,19 +46,19 @@ impl Server {
 }
 
 /// One row of a table: requests, errors, p50 and p99.
-pub(crate) struct Percentiles {
+pub(crate) struct Row {
     latencies: Histogram<u64>,
     errors: usize,
 }
 
-impl Percentiles {
+impl Row {
     pub(crate) fn record(&mut self, took: Duration, ok: bool) {
         self.latencies.saturating_record(took.as_micros() as u64);
         self.errors += usize::from(!ok);
     }
 }
 
-impl Default for Percentiles {
+impl Default for Row {
     fn default() -> Self {
         let latencies =
             Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order");
@@ -69,7 +69,7 @@ impl Default for Percentiles {
     }
 }
 
-impl fmt::Display for Percentiles {
+impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = |quantile| self.latencies.value_at_quantile(quantile) as f64 / 1e3;
         let (requests, errors) = (self.latencies.len(), self.errors);
