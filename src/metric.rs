@@ -1,6 +1,6 @@
 //! What a load is, as a policy reads it: the traits that trackers and policies have in common.
 
-use std::{cell::Cell, cmp::Ordering, sync::OnceLock, time::Duration};
+use std::{cell::Cell, sync::OnceLock, time::Duration};
 
 use tokio::time::Instant;
 
@@ -14,10 +14,14 @@ pub trait InFlight {
 ///
 /// Implemented for integers, floats and [`Duration`] (in seconds), and for the metrics of this
 /// crate's trackers. For the metric of a [`Load`](tower::load::Load) of your own, implement
-/// [`cost`](Self::cost); the other methods are for metrics that change as time passes.
+/// [`cost`](Self::cost), in the order of its `PartialOrd`; the rest is for metrics that change as time
+/// passes.
 ///
 /// What is not a number counts as infinite.
 pub trait Cost: PartialOrd {
+    /// Whether the number depends on the time at which it is asked for. Default no.
+    const TIMED: bool = false;
+
     /// Returns the number; lower is better, and twice the number is twice the load.
     fn cost(&self) -> f64;
 
@@ -26,13 +30,6 @@ pub trait Cost: PartialOrd {
     fn cost_at(&self, clock: &PickClock) -> f64 {
         let _ = clock;
         self.cost()
-    }
-
-    /// Compares with another load at the time of `clock`; `None` if one of them is not a number.
-    #[inline]
-    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
-        let _ = clock;
-        self.partial_cmp(other)
     }
 }
 
@@ -87,36 +84,41 @@ impl PickClock {
 // Not inlined into the picks, for there the thread-local's access would not be.
 #[inline(never)]
 fn recent_or_now() -> u64 {
-    match LAST.get() {
-        Reading { nanos, dense: true } => {
-            // For this pick alone: the next start says whether the one after may do the same.
-            let dense = false;
-            LAST.set(Reading { nanos, dense });
-            nanos
+    // For this pick alone: the next start says whether the one after may do the same.
+    LAST.with(|last| {
+        if last.dense.take() {
+            last.nanos.get()
+        } else {
+            now()
         }
-        _ => now(),
-    }
+    })
 }
 
 /// What this thread last read from the clock, for a request's start or end.
-#[derive(Clone, Copy)]
-struct Reading {
-    nanos: u64,
+struct Last {
+    nanos: Cell<u64>,
     /// Whether the last request started within [`DENSE_NANOS`] of the reading before.
-    dense: bool,
+    dense: Cell<bool>,
 }
 
 thread_local! {
-    static LAST: Cell<Reading> = const { Cell::new(Reading { nanos: 0, dense: false }) };
+    static LAST: Last = const {
+        Last {
+            nanos: Cell::new(0),
+            dense: Cell::new(false),
+        }
+    };
 }
 
 /// Reads the clock for the start of a request.
 #[inline]
 pub(crate) fn now_at_start() -> u64 {
     let nanos = now();
-    // A clock that went back is another clock: the difference wraps, and is large.
-    let dense = nanos.wrapping_sub(LAST.get().nanos) < DENSE_NANOS;
-    LAST.set(Reading { nanos, dense });
+    LAST.with(|last| {
+        // A clock that went back is another clock: the difference wraps, and is large.
+        let gap = nanos.wrapping_sub(last.nanos.replace(nanos));
+        last.dense.set(gap < DENSE_NANOS);
+    });
     nanos
 }
 
@@ -124,8 +126,7 @@ pub(crate) fn now_at_start() -> u64 {
 #[inline]
 pub(crate) fn now_at_end() -> u64 {
     let nanos = now();
-    let dense = LAST.get().dense;
-    LAST.set(Reading { nanos, dense });
+    LAST.with(|last| last.nanos.set(nanos));
     nanos
 }
 

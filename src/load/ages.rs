@@ -20,12 +20,18 @@ impl Default for Ages {
 impl Ages {
     /// Counts a request that starts at `now` ns; returns its generation for [`leave`](Self::leave).
     ///
-    /// The slack is `2^log2_slack` ns.
+    /// The slack is `2^log2_slack()` ns, asked for only if others are in flight.
     ///
     /// `None` once a quarter of a million requests are in flight: no more are counted then.
     #[inline]
-    pub(super) fn enter(&self, now: u64, log2_slack: u32) -> Option<Generation> {
-        let log2_slack = log2_slack.min(62);
+    pub(super) fn enter(&self, now: u64, log2_slack: impl FnOnce() -> u32) -> Option<Generation> {
+        let first = self.0[0].load(Relaxed);
+        if is_free(first) {
+            if let Ok(entered) = self.try_enter(0, first, now) {
+                return Some(entered);
+            }
+        }
+        let log2_slack = log2_slack().min(62);
         let slack = 1 << log2_slack;
         // Slices of time take turns, so that one that is free is found at once as a rule.
         let slice = now >> log2_slack;
@@ -167,7 +173,7 @@ mod tests {
             for (elapsed, which, enters) in steps {
                 now += elapsed;
                 if enters || under_way.is_empty() {
-                    under_way.push((now, ages.enter(now, log2_slack).unwrap()));
+                    under_way.push((now, ages.enter(now, || log2_slack).unwrap()));
                 } else {
                     let (_, generation) = under_way.swap_remove(which % under_way.len());
                     ages.leave(generation);
@@ -184,8 +190,8 @@ mod tests {
     #[test]
     fn precise_while_generations_last() {
         let ages = Ages::default();
-        let first = ages.enter(0, 20).unwrap();
-        let second = ages.enter(8_000_000, 20).unwrap();
+        let first = ages.enter(0, || 20).unwrap();
+        let second = ages.enter(8_000_000, || 20).unwrap();
         assert_ne!(first, second);
         assert_eq!(ages.read(), (2, 0));
         ages.leave(first);
@@ -200,7 +206,7 @@ mod tests {
     #[test]
     fn more_than_the_generations_hold_share_the_youngest() {
         let ages = Ages::default();
-        let enter = |ms: u64| ages.enter(ms * 1_000_000, 0).unwrap();
+        let enter = |ms: u64| ages.enter(ms * 1_000_000, || 0).unwrap();
         let entered: Vec<_> = (0..100).map(enter).collect();
         assert_eq!(ages.read(), (100, 0));
         entered
@@ -213,7 +219,7 @@ mod tests {
     fn a_full_generation_is_not_entered() {
         let ages = Ages::default();
         let most = FULL as usize * GENERATIONS;
-        let entered = (0..=most).map_while(|_| ages.enter(0, 0)).count();
+        let entered = (0..=most).map_while(|_| ages.enter(0, || 0)).count();
         assert_eq!(entered, most);
         assert_eq!(ages.read().0, most as u64);
     }

@@ -21,7 +21,7 @@ fn loom_ages_are_exact_when_all_have_left() {
     loom::model(|| {
         let ages = Arc::new(Ages::default());
         let request = |ages: Arc<Ages>, now| {
-            let generation = ages.enter(now, 10).unwrap();
+            let generation = ages.enter(now, || 10).unwrap();
             let (requests, oldest) = ages.read();
             assert!((1..=2).contains(&requests), "{requests} in flight");
             assert!(oldest <= now, "{oldest} is after {now}");

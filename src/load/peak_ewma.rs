@@ -287,6 +287,8 @@ impl PeakEwmaLoad {
 }
 
 impl Cost for PeakEwmaLoad {
+    const TIMED: bool = true;
+
     fn cost(&self) -> f64 {
         self.cost_when(metric::now())
     }
@@ -294,11 +296,6 @@ impl Cost for PeakEwmaLoad {
     #[inline]
     fn cost_at(&self, clock: &PickClock) -> f64 {
         self.cost_when(clock.nanos())
-    }
-
-    #[inline]
-    fn compare_at(&self, other: &Self, clock: &PickClock) -> Option<Ordering> {
-        self.cost_at(clock).partial_cmp(&other.cost_at(clock))
     }
 }
 
@@ -375,7 +372,7 @@ impl PeakEwmaHandle {
     #[inline]
     fn start(shared: &Arc<Shared>) -> Self {
         let sent_at = metric::now_at_start();
-        let generation = shared.ages.enter(sent_at, shared.level.log2_quarter());
+        let generation = shared.ages.enter(sent_at, || shared.level.log2_quarter());
         Self {
             shared: shared.clone(),
             request: Request::new(sent_at, generation),
@@ -407,11 +404,13 @@ impl Shared {
     fn end(&self, request: Request) {
         let now = metric::now_at_end();
         let took = now.saturating_sub(request.sent_at());
-        match request.state() {
-            State::Succeeded => self.level.succeed(took, now, self.settings),
-            State::Failed => self.level.fail(took, now, self.settings),
-            State::Sent => self.level.cancel(took, now),
-            State::Ignored => {}
+        let state = request.state();
+        if state == State::Succeeded {
+            self.level.succeed(took, now, self.settings);
+        } else if state == State::Failed {
+            self.level.fail(took, now, self.settings);
+        } else if state == State::Sent {
+            self.level.cancel(took, now);
         }
         if let Some(generation) = request.generation() {
             self.ages.leave(generation);

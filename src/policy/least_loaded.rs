@@ -57,16 +57,16 @@ where
     ) -> Choice {
         let members = candidates.members();
         let clock = PickClock::new();
-        let cost = |position: usize| or_infinite(members[position].service.load().cost_at(&clock));
-        let least = match (&table.weights, candidates.is_narrowed()) {
-            (None, false) => least(members.len(), cx, |position| Some((cost(position), 1))),
-            (weights, _) => least(members.len(), cx, |position| {
+        let load = |position: usize| members[position].service.load();
+        let choice = match &table.weights {
+            None if !S::Metric::TIMED && !candidates.is_narrowed() => lightest(members, cx),
+            weights => lightest_by_weight(members.len(), cx, |position| {
                 let weight = weights.as_ref().map_or(1, |weights| weights[position]);
-                let relative = || (cost(position) / f64::from(weight), weight);
-                candidates.contains(position).then(relative)
+                let relative = || load(position).cost_at(&clock) / f64::from(weight);
+                candidates.contains(position).then(|| (relative(), weight))
             }),
         };
-        least.map_or(Choice::None, Choice::Member)
+        choice.map_or(Choice::None, Choice::Member)
     }
 
     fn seed(&self) -> Option<u64> {
@@ -74,40 +74,76 @@ where
     }
 }
 
-/// Returns a position below `len` of least load, equals in proportion to their weights.
-///
-/// `load` gives load and weight of a position, if it may be chosen.
+/// Returns a position of least load, equals as likely as one another.
 #[inline]
-fn least<Req>(
+fn lightest<A, S, Req>(members: &[Member<A, S>], cx: &mut PickContext<'_, Req>) -> Option<usize>
+where
+    S: Load<Metric: PartialOrd>,
+{
+    let mut least = members.first()?.service.load();
+    let (mut best, mut ties) = (0, 1_u32);
+    for (position, member) in members.iter().enumerate().skip(1) {
+        let load = member.service.load();
+        let is_nan = |load: &S::Metric| load.partial_cmp(load).is_none();
+        if load == least || (is_nan(&load) && is_nan(&least)) {
+            ties += 1;
+        } else if load < least || is_nan(&least) {
+            (best, least, ties) = (position, load, 1);
+        }
+    }
+    if ties == 1 {
+        return Some(best);
+    }
+    if ties as usize == members.len() {
+        return Some(cx.below(ties) as usize);
+    }
+    // A second look finds the one drawn; loads that moved meanwhile leave the first of them.
+    let mut skipped = cx.below(ties);
+    for (position, member) in members.iter().enumerate().skip(best) {
+        if member.service.load() == least {
+            if skipped == 0 {
+                return Some(position);
+            }
+            skipped -= 1;
+        }
+    }
+    Some(best)
+}
+
+/// Returns a position below `len` of least cost, equals in proportion to their weights.
+///
+/// `cost` gives cost and weight of a position, if it may be chosen.
+fn lightest_by_weight<Req>(
     len: usize,
     cx: &mut PickContext<'_, Req>,
-    load: impl Fn(usize) -> Option<(f64, u32)>,
+    cost: impl Fn(usize) -> Option<(f64, u32)>,
 ) -> Option<usize> {
+    let cost = |position| cost(position).map(|(cost, weight)| (or_infinite(cost), weight));
     let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0_u64);
     for position in 0..len {
-        let Some((load, weight)) = load(position) else {
+        let Some((cost, weight)) = cost(position) else {
             continue;
         };
-        if load < least || best.is_none() {
-            (best, least, ties) = (Some(position), load, u64::from(weight));
-        } else if load == least {
+        if cost < least || best.is_none() {
+            (best, least, ties) = (Some(position), cost, u64::from(weight));
+        } else if cost == least {
             ties += u64::from(weight);
         }
     }
-    // A second look finds the one drawn; loads that moved meanwhile leave the first of them.
-    let mut drawn = cx.below_u64(ties);
-    let mut tied = |position: &usize| match load(*position) {
-        Some((load, weight)) if load == least => {
-            let found = drawn < u64::from(weight);
-            drawn = drawn.wrapping_sub(u64::from(weight));
-            found
+    // A second look, as above.
+    let mut skipped = cx.below_u64(ties);
+    for position in best?..len {
+        match cost(position) {
+            Some((cost, weight)) if cost == least && skipped < u64::from(weight) => {
+                return Some(position);
+            }
+            Some((cost, weight)) if cost == least => skipped -= u64::from(weight),
+            _ => {}
         }
-        _ => false,
-    };
-    (best?..len).find(|position| tied(position)).or(best)
+    }
+    best
 }
 
-#[inline]
 const fn or_infinite(cost: f64) -> f64 {
     if cost.is_nan() { f64::INFINITY } else { cost }
 }

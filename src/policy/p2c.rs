@@ -126,12 +126,18 @@ where
             });
         }
         let (first, second) = cx.rng().distinct_pair(table.plain);
-        let clock = PickClock::new();
         let load = |position: u32| candidates.members()[position as usize].service.load();
-        let (first_load, second_load) = (load(first), load(second));
-        let second_wins = match second_load.compare_at(&first_load, &clock) {
-            Some(order) => order.is_lt(),
-            None => first_load.cost_at(&clock).is_nan(),
+        let second_wins = if S::Metric::TIMED {
+            let clock = PickClock::new();
+            let first_cost = load(first).cost_at(&clock);
+            load(second).cost_at(&clock) < first_cost || first_cost.is_nan()
+        } else {
+            let first_load = load(first);
+            // What is not a number does not even equal itself, and loses.
+            match load(second).partial_cmp(&first_load) {
+                Some(order) => order.is_lt(),
+                None => first_load.partial_cmp(&first_load).is_none(),
+            }
         };
         Choice::Member(if second_wins { second } else { first } as usize)
     }
