@@ -106,7 +106,7 @@ where
     /// ```
     /// # use tower::{Service, service_fn};
     /// # use tower_lb::*;
-    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
     /// # let factory = |_: &Endpoint<&'static str>| {
     /// #     service_fn(|()| async { Ok::<_, std::io::Error>(()) })
     /// # };

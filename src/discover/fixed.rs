@@ -20,7 +20,7 @@ use crate::{
 /// use tower::{ServiceBuilder, service_fn};
 /// use tower_lb::{BalanceLayer, Endpoint, RoundRobin, fixed};
 ///
-/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// let client = ServiceBuilder::new()
 ///     .layer(BalanceLayer::new(RoundRobin::default()))
 ///     .layer(fixed(["a", "b"]))

@@ -17,7 +17,7 @@ use crate::endpoint::{Address, Endpoint, Target};
 /// use tower::{ServiceBuilder, ServiceExt, discover::ServiceList, service_fn};
 /// use tower_lb::{BalanceLayer, P2c, PendingRequestsLayer, each, from_discover};
 ///
-/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// let echo = || service_fn(|n: u32| async move { Ok::<_, std::io::Error>(n) });
 /// let client = ServiceBuilder::new()
 ///     .layer(BalanceLayer::new(P2c::default()))

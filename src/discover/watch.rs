@@ -30,7 +30,7 @@ use crate::{
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
 /// use tower_lb::{BalanceLayer, Endpoint, RoundRobin, WatchLayer};
 ///
-/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// let (addresses, rx) = tokio::sync::watch::channel(vec![SocketAddr::from(([10, 0, 0, 1], 80))]);
 /// let client = ServiceBuilder::new()
 ///     .layer(BalanceLayer::new(RoundRobin::default()))

@@ -24,7 +24,7 @@ use crate::metric::InFlight;
 /// use tower::{Service, ServiceExt, service_fn};
 /// use tower_lb::{InFlight, PendingRequests};
 ///
-/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// let mut service = PendingRequests::new(service_fn(|n: u32| async move { Ok::<_, String>(n + 1) }));
 /// let answer = service.ready().await?.call(1);
 /// assert_eq!(service.in_flight(), 1);
