@@ -144,9 +144,10 @@ impl Default for PeakEwmaLayer {
 }
 
 impl<C, K> PeakEwmaLayer<C, K> {
-    /// Sets what is assumed of an endpoint before it has answered. Default 30 ms.
+    /// Sets the estimate that an endpoint starts with. Default 30 ms.
     ///
-    /// A larger value sends less to a new endpoint at first.
+    /// Answers pull it up and down like any other, so it is best near the usual latency: a larger value sends
+    /// less to a new endpoint at first, a much smaller one sends it a burst.
     ///
     /// # Panics
     ///
@@ -281,8 +282,9 @@ impl PeakEwmaLoad {
 
     #[inline]
     fn cost_when(self, now: u64) -> f64 {
-        // Signed conversions are one instruction each, unsigned five.
-        self.estimate(now) as i64 as f64 * (self.in_flight + 1) as i64 as f64
+        // A nanosecond at least, so that requests in flight count however fast the answers were.
+        // (Signed conversions are one instruction each, unsigned five.)
+        self.estimate(now).max(1) as i64 as f64 * (self.in_flight + 1) as i64 as f64
     }
 }
 
