@@ -41,6 +41,8 @@ pub struct Target<A = SocketAddr> {
     pub zone: Option<Arc<str>>,
     /// Lower values are preferred by whatever looks at priorities. Default 0.
     pub priority: u8,
+    /// What consistent hashing knows the backend by. Default: its address as text.
+    pub hash_key: Option<Arc<str>>,
 }
 
 impl<A> Target<A> {
@@ -52,6 +54,7 @@ impl<A> Target<A> {
             weight: 1,
             zone: None,
             priority: 0,
+            hash_key: None,
         }
     }
 
@@ -73,6 +76,16 @@ impl<A> Target<A> {
     #[must_use]
     pub fn priority(mut self, priority: u8) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Sets what consistent hashing knows the backend by, in place of its address as text.
+    ///
+    /// A name that outlives the address, that of a stateful set's pod, say, keeps its keys when the backend
+    /// moves. Of two backends with one name, the one with the lesser address has all the keys.
+    #[must_use]
+    pub fn hash_key(mut self, hash_key: impl Into<Arc<str>>) -> Self {
+        self.hash_key = Some(hash_key.into());
         self
     }
 }
@@ -155,6 +168,7 @@ struct State {
     weight: u32,
     zone: Option<Arc<str>>,
     priority: u8,
+    hash_key: Option<Arc<str>>,
     /// What outlier detection says.
     ejected: Option<Instant>,
     /// What health checks say.
@@ -176,6 +190,7 @@ impl<A> Endpoint<A> {
                 weight: target.weight,
                 zone: target.zone,
                 priority: target.priority,
+                hash_key: target.hash_key,
                 ejected: None,
                 unhealthy: false,
                 since: Instant::now(),
@@ -208,6 +223,12 @@ impl<A> Endpoint<A> {
         self.state().priority
     }
 
+    /// Returns what consistent hashing knows the endpoint by, where discovery gave a name other than the address.
+    #[must_use]
+    pub fn hash_key(&self) -> Option<Arc<str>> {
+        self.state().hash_key.clone()
+    }
+
     /// Returns whether the endpoint may be picked, and if not, why.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -220,18 +241,20 @@ impl<A> Endpoint<A> {
         self.state().since
     }
 
-    /// Sets weight, zone and priority to the target's; its address is not looked at.
+    /// Sets weight, zone, priority and hash key to the target's; its address is not looked at.
     pub fn set_attributes<B>(&self, target: &Target<B>) {
         let mut state = self.state();
         if state.weight == target.weight
             && state.zone == target.zone
             && state.priority == target.priority
+            && state.hash_key == target.hash_key
         {
             return;
         }
         state.weight = target.weight;
         state.zone.clone_from(&target.zone);
         state.priority = target.priority;
+        state.hash_key.clone_from(&target.hash_key);
         state.wake();
     }
 

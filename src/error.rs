@@ -45,6 +45,12 @@ pub struct NotReady {
 #[derive(Clone, Copy, Debug)]
 pub struct NotChosen;
 
+/// Says that a request has no key, where the policy chooses by one.
+///
+/// Answered only by a hash policy that [rejects](crate::hash::OnMissing::Reject) such requests.
+#[derive(Clone, Copy, Debug)]
+pub struct MissingKey;
+
 impl NoEndpoints {
     /// Says that no endpoint takes requests: a discovery source yields this for a known-empty set.
     #[must_use]
@@ -140,6 +146,12 @@ impl fmt::Display for NotChosen {
     }
 }
 
+impl fmt::Display for MissingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request has no key to choose an endpoint by")
+    }
+}
+
 impl Error for NoEndpoints {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         let source: &BoxError = self.source.as_deref()?;
@@ -155,3 +167,4 @@ impl Error for NotReady {
 
 impl Error for Unavailable {}
 impl Error for NotChosen {}
+impl Error for MissingKey {}

@@ -56,6 +56,7 @@ pub mod balance;
 pub mod discover;
 pub mod endpoint;
 pub mod error;
+pub mod hash;
 pub mod load;
 pub mod metric;
 pub mod policy;
@@ -64,12 +65,13 @@ pub use self::{
     balance::{Balance, BalanceLayer, Driver},
     discover::{WatchLayer, each, fixed, from_discover},
     endpoint::{Address, Endpoint, IntoTarget, Status, Target},
-    error::{NoEndpoints, NotChosen, NotReady, Unavailable},
+    error::{MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
+    hash::{Maglev, Rendezvous, RingHash},
     load::{
         Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, Load, Outcome,
         PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,
     },
-    metric::{Cost, InFlight, PickClock},
+    metric::{Cost, InFlight, PickClock, TotalInFlight},
     policy::{
         Candidates, Choice, LeastLoaded, Member, P2c, PickContext, Policy, Random, RoundRobin,
         WeightedRoundRobin,

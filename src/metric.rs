@@ -10,6 +10,18 @@ pub trait InFlight {
     fn in_flight(&self) -> usize;
 }
 
+/// Counts the requests under way at all services of a group together: what bounded loads are a share of.
+///
+/// [`PendingRequestsLayer::with_total`](crate::PendingRequestsLayer::with_total) makes such services.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not count the requests in flight at all endpoints together",
+    note = "track the endpoints with `each(PendingRequestsLayer::default().with_total())`"
+)]
+pub trait TotalInFlight: InFlight {
+    /// Returns how many requests to any service of the group have been sent and are not over yet. **O(1)**.
+    fn total_in_flight(&self) -> usize;
+}
+
 /// A load metric as a number, so that it can be divided by a weight.
 ///
 /// Implemented for integers, floats and [`Duration`] (in seconds), and for the metrics of this

@@ -87,6 +87,16 @@ fn a_request_allocates_nothing() {
         PendingRequestsLayer::default(),
         WeightedRoundRobin::default(),
     );
+    // The request is its key, and well spread.
+    let key = || hash::owned(|request: &u64| Some(request.to_le_bytes()));
+    check(PendingRequestsLayer::default(), RingHash::by_key(key()));
+    check(PendingRequestsLayer::default(), Maglev::by_key(key()));
+    check(PendingRequestsLayer::default(), Rendezvous::by_key(key()));
+    let bounded = RingHash::by_key(key()).bounded(1.25);
+    check(
+        PendingRequestsLayer::default().with_total(),
+        bounded.expect("1.25 is a bound"),
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::shared::{Shared, Snapshot, Standing, WhenEmpty};
 use crate::{
     endpoint::{Address, Endpoint},
-    error::{NotChosen, NotReady},
+    error::{MissingKey, NotChosen, NotReady},
     policy::{Candidates, Choice, Passed, PickContext, Policy, Rng},
 };
 
@@ -89,7 +89,12 @@ impl<S, Req> Selection<S, Req> {
             Some(wait) if wait.failed_count > 0 => wait.version = NO_VERSION,
             Some(_) => {}
             None => {
-                if let Some(mut reserved) = first_choice(shared, rng, request) {
+                let mut reserved = None;
+                let needs_request = first_choice(shared, rng, request, &mut reserved);
+                if needs_request && request.is_none() {
+                    return Poll::Ready(Selected::NeedsRequest);
+                }
+                if let Some(mut reserved) = reserved {
                     match reserved.service.poll_ready(cx) {
                         Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
                         unready => self.pass_over(shared, reserved, unready),
@@ -251,6 +256,12 @@ impl<S, Req> Wait<S, Req> {
                         .push(Readiness::new(member.id, member.service.clone()));
                 }
                 Choice::NeedsRequest => return Some(Selected::NeedsRequest),
+                Choice::MissingKey => {
+                    return Some(Selected::Failed {
+                        error: MissingKey.into(),
+                        version: snapshot.version,
+                    });
+                }
                 Choice::None if !self.pending.is_empty() => return None,
                 Choice::None => {
                     let error = match self.failed.take() {
@@ -309,34 +320,38 @@ impl<S> Reserved<S> {
     }
 }
 
-/// Asks the policy once, and clones the service of the member that it chooses.
+/// Asks the policy once, and clones the service of the member that it chooses into `reserved`; says whether
+/// the policy needs the request.
 #[inline]
 pub(super) fn first_choice<A, S, Req, P>(
     shared: &Shared<A, S, P, P::Table>,
     rng: &mut Rng,
     request: Option<&Req>,
-) -> Option<Reserved<S>>
+    reserved: &mut Option<Reserved<S>>,
+) -> bool
 where
     S: Clone,
     P: Policy<A, S, Req>,
 {
     let snapshot = shared.snapshot();
     let Standing::Open = snapshot.standing else {
-        return None;
+        return false;
     };
     let candidates = Candidates::new(&snapshot.members, None);
     let pick = &mut PickContext::new(request, rng);
     let choice = shared.policy.pick(&snapshot.table, candidates, pick);
     let Choice::Member(position) = choice else {
-        return None;
+        return choice == Choice::NeedsRequest;
     };
-    let member = snapshot.members.get(position)?;
-    // The guard goes with this function: services are foreign code and not driven under it.
-    member.candidate.then(|| Reserved {
-        service: member.service.clone(),
-        id: member.id,
-        version: snapshot.version,
-    })
+    if let Some(member) = snapshot.members.get(position) {
+        // The guard goes with this function: services are foreign code and not driven under it.
+        *reserved = member.candidate.then(|| Reserved {
+            service: member.service.clone(),
+            id: member.id,
+            version: snapshot.version,
+        });
+    }
+    false
 }
 
 /// Drives one service to ready.

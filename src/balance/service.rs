@@ -134,6 +134,36 @@ where
     pub fn endpoints(&self) -> Vec<Member<A, S>> {
         self.shared.snapshot().members.to_vec()
     }
+
+    /// Looks at the members and at the table that the policy picks from them.
+    ///
+    /// With a hash policy, that is where a key's endpoints are asked for. `look` should be quick, for the snapshot
+    /// stays alive meanwhile, and the services in it.
+    ///
+    /// ```
+    /// # use tower::{ServiceExt, service_fn};
+    /// # use tower_lb::*;
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+    /// # let factory = |_: &Endpoint<&'static str>| {
+    /// #     service_fn(|_: String| async { Ok::<_, std::io::Error>(()) })
+    /// # };
+    /// # let client = tower::ServiceBuilder::new()
+    /// #     .layer(BalanceLayer::new(RingHash::by(|path: &String| path.as_bytes())))
+    /// #     .layer(fixed(["a", "b", "c"]))
+    /// #     .service(factory);
+    /// # client.clone().oneshot("/".to_owned()).await?;
+    /// let owners: Vec<Endpoint<_>> = client.with_table(|members, ring| {
+    ///     let replicas = ring.replicas(b"/logo.png", 2);
+    ///     replicas.map(|position| members[position].endpoint().clone()).collect()
+    /// });
+    /// # assert_eq!(owners.len(), 2);
+    /// # Ok::<_, tower::BoxError>(()) })?;
+    /// # Ok::<_, tower::BoxError>(())
+    /// ```
+    pub fn with_table<T>(&self, look: impl FnOnce(&[Member<A, S>], &P::Table) -> T) -> T {
+        let snapshot = self.shared.snapshot();
+        look(&snapshot.members, &snapshot.table)
+    }
 }
 
 impl<P, S, Req, A> Service<Req> for Balance<P, S, Req, A>
@@ -151,7 +181,12 @@ where
         // 1. A first choice, where none stands from an earlier call.
         let fresh = self.reserved.is_none() && !self.selection.is_waiting();
         if fresh {
-            self.reserved = select::first_choice(&self.shared, &mut self.rng, None);
+            let reserved = &mut self.reserved;
+            let needs_request = select::first_choice(&self.shared, &mut self.rng, None, reserved);
+            if needs_request {
+                self.failed = None;
+                return Poll::Ready(Ok(()));
+            }
         }
         // 2. It stands while its member is there and ready.
         if let Some(reserved) = &mut self.reserved {

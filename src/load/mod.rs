@@ -32,6 +32,8 @@ pub use self::{
     classify::{Classify, ErrorsAreFailures, Outcome},
     constant::{Constant, ConstantLayer},
     peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer, PeakEwmaLoad},
-    pending_requests::{PendingRequests, PendingRequestsHandle, PendingRequestsLayer},
+    pending_requests::{
+        InTotal, PendingRequests, PendingRequestsHandle, PendingRequestsLayer, SharedTotal, Totals,
+    },
     track::TrackFuture,
 };

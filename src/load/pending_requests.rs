@@ -13,12 +13,13 @@ use super::{
     classify::ErrorsAreFailures,
     track::{Handle, TrackFuture},
 };
-use crate::metric::InFlight;
+use crate::metric::{InFlight, TotalInFlight};
 
 /// Measures a service by its requests in flight.
 ///
 /// Clones share the count. Cost: a request adds one atomic increment and one decrement, reading is one
-/// load; 64 bytes of heap for each endpoint.
+/// load; 64 bytes of heap for each endpoint. With a [total](PendingRequestsLayer::with_total), a request adds a
+/// second increment and decrement, of a counter that all endpoints share.
 ///
 /// ```
 /// use tower::{Service, ServiceExt, service_fn};
@@ -33,17 +34,31 @@ use crate::metric::InFlight;
 /// # Ok::<_, String>(()) })?;
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
-pub struct PendingRequests<S, C = CompleteOnResponse> {
+#[derive(Debug)]
+pub struct PendingRequests<S, C = CompleteOnResponse, T = ()> {
     service: S,
     completion: C,
-    requests: Arc<CacheLine>,
+    requests: Arc<CacheLine<T>>,
 }
 
 /// Wraps services with [`PendingRequests`].
 #[derive(Clone, Debug)]
-pub struct PendingRequestsLayer<C = CompleteOnResponse> {
+pub struct PendingRequestsLayer<C = CompleteOnResponse, T = ()> {
     completion: C,
+    total: T,
+}
+
+/// Counts the requests at all services of one layer and its clones, see [`PendingRequestsLayer::with_total`].
+#[derive(Clone, Debug, Default)]
+pub struct SharedTotal(Arc<CacheLine<()>>);
+
+/// What a tracker adds its requests to, beside its own count: nothing, `()`, or a [`SharedTotal`].
+pub trait Totals: Clone {
+    /// Keeps one request counted until it is dropped.
+    type Guard;
+
+    /// Counts a request.
+    fn count(&self) -> Self::Guard;
 }
 
 /// Counts one request in flight until it is dropped.
@@ -52,14 +67,21 @@ pub struct PendingRequestsLayer<C = CompleteOnResponse> {
 /// *is* the number of requests in flight: one atomic operation both counts a request and keeps the
 /// counter alive.
 #[derive(Debug)]
-pub struct PendingRequestsHandle {
-    _request: Weak<CacheLine>,
+pub struct PendingRequestsHandle<T: Totals = ()> {
+    _request: Weak<CacheLine<T>>,
+    _in_total: T::Guard,
+}
+
+/// One of the requests that a [`SharedTotal`] counts, in the same way.
+#[derive(Debug)]
+pub struct InTotal {
+    _request: Weak<CacheLine<()>>,
 }
 
 /// Keeps the counts of two endpoints out of each other's cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct CacheLine;
+struct CacheLine<T>(T);
 
 impl<S> PendingRequests<S> {
     /// Wraps a service whose requests are over when its response futures are.
@@ -68,7 +90,7 @@ impl<S> PendingRequests<S> {
     }
 }
 
-impl<S, C> PendingRequests<S, C> {
+impl<S, C, T> PendingRequests<S, C, T> {
     /// Returns the wrapped service.
     pub const fn get_ref(&self) -> &S {
         &self.service
@@ -80,38 +102,72 @@ impl Default for PendingRequestsLayer {
     fn default() -> Self {
         Self {
             completion: CompleteOnResponse::default(),
+            total: (),
         }
     }
 }
 
-impl<C> PendingRequestsLayer<C> {
+impl<C, T> PendingRequestsLayer<C, T> {
     /// Sets what a request's end is. Default [`CompleteOnResponse`].
     #[must_use]
-    pub fn completion<D>(self, completion: D) -> PendingRequestsLayer<D> {
-        PendingRequestsLayer { completion }
+    pub fn completion<D>(self, completion: D) -> PendingRequestsLayer<D, T> {
+        PendingRequestsLayer {
+            completion,
+            total: self.total,
+        }
+    }
+
+    /// Counts the requests of all services that this layer and its clones wrap together, too.
+    ///
+    /// That is what [bounded loads](crate::hash::Bounded) are a share of: [`TotalInFlight`]. Use one layer for each
+    /// balancer. Costs each request an atomic increment and decrement more, on a counter that all
+    /// threads share.
+    #[must_use]
+    pub fn with_total(self) -> PendingRequestsLayer<C, SharedTotal> {
+        PendingRequestsLayer {
+            completion: self.completion,
+            total: SharedTotal::default(),
+        }
     }
 }
 
-impl<S, C: Clone> Layer<S> for PendingRequestsLayer<C> {
-    type Service = PendingRequests<S, C>;
+impl<S, C: Clone, T: Totals> Layer<S> for PendingRequestsLayer<C, T> {
+    type Service = PendingRequests<S, C, T>;
 
     fn layer(&self, service: S) -> Self::Service {
         PendingRequests {
             service,
             completion: self.completion.clone(),
-            requests: Arc::default(),
+            requests: Arc::new(CacheLine(self.total.clone())),
         }
     }
 }
 
-impl<S, C> InFlight for PendingRequests<S, C> {
+impl<S: Clone, C: Clone, T> Clone for PendingRequests<S, C, T> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            completion: self.completion.clone(),
+            requests: self.requests.clone(),
+        }
+    }
+}
+
+impl<S, C, T> InFlight for PendingRequests<S, C, T> {
     #[inline]
     fn in_flight(&self) -> usize {
         Arc::weak_count(&self.requests)
     }
 }
 
-impl<S, C> Load for PendingRequests<S, C> {
+impl<S, C> TotalInFlight for PendingRequests<S, C, SharedTotal> {
+    fn total_in_flight(&self) -> usize {
+        let CacheLine(SharedTotal(total)) = &*self.requests;
+        Arc::weak_count(total)
+    }
+}
+
+impl<S, C, T> Load for PendingRequests<S, C, T> {
     /// The number of requests in flight.
     type Metric = usize;
 
@@ -121,14 +177,15 @@ impl<S, C> Load for PendingRequests<S, C> {
     }
 }
 
-impl<S, C, Req> Service<Req> for PendingRequests<S, C>
+impl<S, C, T, Req> Service<Req> for PendingRequests<S, C, T>
 where
     S: Service<Req>,
-    C: TrackCompletion<PendingRequestsHandle, S::Response>,
+    C: TrackCompletion<PendingRequestsHandle<T>, S::Response>,
+    T: Totals,
 {
     type Response = C::Output;
     type Error = S::Error;
-    type Future = TrackFuture<S::Future, C, PendingRequestsHandle, ErrorsAreFailures>;
+    type Future = TrackFuture<S::Future, C, PendingRequestsHandle<T>, ErrorsAreFailures>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -140,6 +197,7 @@ where
         // Before the call, so that a call that panics gives it back.
         let handle = PendingRequestsHandle {
             _request: Arc::downgrade(&self.requests),
+            _in_total: self.requests.0.count(),
         };
         TrackFuture::new(
             self.service.call(request),
@@ -150,6 +208,24 @@ where
     }
 }
 
-impl Handle for PendingRequestsHandle {
+impl<T: Totals> Handle for PendingRequestsHandle<T> {
     fn settle(&mut self, _: Outcome) {}
+}
+
+impl Totals for () {
+    type Guard = ();
+
+    #[inline]
+    fn count(&self) {}
+}
+
+impl Totals for SharedTotal {
+    type Guard = InTotal;
+
+    #[inline]
+    fn count(&self) -> InTotal {
+        InTotal {
+            _request: Arc::downgrade(&self.0),
+        }
+    }
 }

@@ -101,6 +101,8 @@ pub enum Choice {
     Member(usize),
     /// Ask again with the request: it is known only in `call`.
     NeedsRequest,
+    /// The request has no key to choose by; the call fails with [`MissingKey`](crate::error::MissingKey).
+    MissingKey,
     /// None of the candidates suits; the call fails with [`NotChosen`](crate::error::NotChosen).
     None,
 }

@@ -13,6 +13,8 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("load", &["endpoint", "error", "metric"]),
     ("discover", &["endpoint", "error"]),
     ("policy", &["endpoint", "error", "metric"]),
+    // It implements `policy`'s trait.
+    ("hash", &["endpoint", "error", "metric", "policy"]),
     (
         "balance",
         &["endpoint", "error", "metric", "load", "discover", "policy"],

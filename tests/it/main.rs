@@ -6,6 +6,7 @@ mod beyond_tower;
 mod conformance;
 mod discovery;
 mod floors;
+mod hash;
 mod laws;
 mod load;
 mod policies;

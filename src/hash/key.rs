@@ -1,0 +1,220 @@
+use std::fmt;
+
+use twox_hash::XxHash64;
+
+/// Finds the key that a request is spread by.
+///
+/// [`borrowed`], [`owned`] and [`hashed`] make one from a closure. A tuple of up to four keys combines them in
+/// order: each one that is there is hashed with the hash of those before it as its seed, and those
+/// that are not there are skipped.
+///
+/// ```
+/// use tower_lb::hash::{RingHash, borrowed, hashed};
+///
+/// struct Request { tenant: u64, session: Option<String> }
+///
+/// let by_tenant_and_session = RingHash::by_key((
+///     hashed(|request: &Request| Some(request.tenant)),
+///     borrowed(|request: &Request| request.session.as_deref().map(str::as_bytes)),
+/// ));
+/// # let _ = by_tenant_and_session;
+/// ```
+pub trait HashKey<Req>: Send + Sync + 'static {
+    /// Returns the hash of the request's key; `None` if the request has none.
+    fn hash(&self, request: &Req, seed: u64) -> Option<u64>;
+}
+
+/// What becomes of a request without a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMissing {
+    /// It goes to a random endpoint, in proportion to the weights.
+    #[default]
+    Random,
+    /// It is answered with [`MissingKey`](crate::error::MissingKey).
+    Reject,
+}
+
+/// A key of bytes that every request lends, see [`HashPolicy::by`](super::HashPolicy::by).
+#[derive(Clone, Copy)]
+pub struct Bytes<F>(pub(super) F);
+
+/// A key of bytes that requests lend, made by [`borrowed`].
+#[derive(Clone, Copy)]
+pub struct Borrowed<F>(F);
+
+/// A key of bytes made for each request, made by [`owned`].
+#[derive(Clone, Copy)]
+pub struct Owned<F>(F);
+
+/// A key that is a number already, made by [`hashed`].
+#[derive(Clone, Copy)]
+pub struct Hashed<F>(F);
+
+/// Makes a key of bytes that a request lends, where it has them; no allocation.
+pub const fn borrowed<Req, F>(key: F) -> Borrowed<F>
+where
+    F: Fn(&Req) -> Option<&[u8]>,
+{
+    Borrowed(key)
+}
+
+/// Makes a key of bytes that are put together for each request: a `String`, a `Vec<u8>`, an array.
+pub const fn owned<Req, F, B>(key: F) -> Owned<F>
+where
+    F: Fn(&Req) -> Option<B>,
+    B: AsRef<[u8]>,
+{
+    Owned(key)
+}
+
+/// Makes a key of a number that is a good hash already.
+///
+/// It is taken as it is, so that it must be spread over all 64 bits: numbers that count up from 0 all go to
+/// one endpoint. After another key, or with a [`hash_seed`](super::HashPolicy::hash_seed), it is hashed.
+pub const fn hashed<Req, F>(key: F) -> Hashed<F>
+where
+    F: Fn(&Req) -> Option<u64>,
+{
+    Hashed(key)
+}
+
+impl<Req, F> HashKey<Req> for Bytes<F>
+where
+    F: Fn(&Req) -> &[u8] + Send + Sync + 'static,
+{
+    #[inline]
+    fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+        Some(hash_bytes(self.0(request), seed))
+    }
+}
+
+impl<Req, F> HashKey<Req> for Borrowed<F>
+where
+    F: Fn(&Req) -> Option<&[u8]> + Send + Sync + 'static,
+{
+    #[inline]
+    fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+        self.0(request).map(|key| hash_bytes(key, seed))
+    }
+}
+
+impl<Req, F, B> HashKey<Req> for Owned<F>
+where
+    F: Fn(&Req) -> Option<B> + Send + Sync + 'static,
+    B: AsRef<[u8]>,
+{
+    #[inline]
+    fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+        self.0(request).map(|key| hash_bytes(key.as_ref(), seed))
+    }
+}
+
+impl<Req, F> HashKey<Req> for Hashed<F>
+where
+    F: Fn(&Req) -> Option<u64> + Send + Sync + 'static,
+{
+    #[inline]
+    fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+        let key = self.0(request)?;
+        Some(if seed == 0 { key } else { rehash(key, seed) })
+    }
+}
+
+macro_rules! combined {
+    ($($key:ident)+) => {
+        impl<Req, $($key: HashKey<Req>),+> HashKey<Req> for ($($key,)+) {
+            #[inline]
+            fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+                #[allow(non_snake_case)] // named as their types
+                let ($($key,)+) = self;
+                let mut all = None;
+                $(all = $key.hash(request, all.unwrap_or(seed)).or(all);)+
+                all
+            }
+        }
+    };
+}
+
+combined!(A B);
+combined!(A B C);
+combined!(A B C D);
+
+/// XXH64: the same on every platform and in every language.
+#[inline]
+pub(super) fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
+    XxHash64::oneshot(seed, bytes)
+}
+
+/// Hashes a hash once more, for another purpose. Little-endian on every platform.
+#[inline]
+pub(super) fn rehash(hash: u64, seed: u64) -> u64 {
+    hash_bytes(&hash.to_le_bytes(), seed)
+}
+
+macro_rules! opaque_debug {
+    ($($key:ident)+) => {$(
+        impl<F> fmt::Debug for $key<F> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($key))
+            }
+        }
+    )+};
+}
+
+opaque_debug!(Bytes Borrowed Owned Hashed);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Request(Option<&'static str>, Option<u64>);
+
+    fn bytes() -> impl HashKey<Request> {
+        borrowed(|request: &Request| request.0.map(str::as_bytes))
+    }
+
+    fn number() -> impl HashKey<Request> {
+        hashed(|request: &Request| request.1)
+    }
+
+    #[test]
+    fn hashes_are_those_of_other_languages() {
+        // The reference implementation's, seed 0.
+        for (key, hash) in [
+            ("", 17_241_709_254_077_376_921),
+            ("foo", 3_728_699_739_546_630_719),
+            ("bar", 5_234_164_152_756_840_025),
+            ("key", 4_933_520_039_084_114_740),
+            ("1", 13_237_225_503_670_494_420),
+        ] {
+            assert_eq!(hash_bytes(key.as_bytes(), 0), hash);
+            assert_eq!(bytes().hash(&Request(Some(key), None), 0), Some(hash));
+            let owned = owned(|request: &Request| request.0.map(String::from));
+            assert_eq!(owned.hash(&Request(Some(key), None), 0), Some(hash));
+        }
+    }
+
+    #[test]
+    fn a_number_is_taken_as_it_is_unless_there_is_a_seed() {
+        let request = Request(None, Some(7));
+        assert_eq!(number().hash(&request, 0), Some(7));
+        // XXH64 of 07 00 00 00 00 00 00 00 with seed 1, whatever the machine's byte order.
+        assert_eq!(
+            number().hash(&request, 1),
+            Some(hash_bytes(&[7, 0, 0, 0, 0, 0, 0, 0], 1))
+        );
+    }
+
+    #[test]
+    fn keys_combine_in_order_and_those_that_miss_are_skipped() {
+        let both = (bytes(), number());
+        let hash = |request| both.hash(&request, 0);
+        let foo = hash_bytes(b"foo", 0);
+        assert_eq!(hash(Request(None, None)), None);
+        assert_eq!(hash(Request(Some("foo"), None)), Some(foo));
+        assert_eq!(hash(Request(None, Some(7))), Some(7));
+        assert_eq!(hash(Request(Some("foo"), Some(7))), Some(rehash(7, foo)));
+        let turned = (number(), bytes()).hash(&Request(Some("foo"), Some(7)), 0);
+        assert_eq!(turned, Some(hash_bytes(b"foo", 7)));
+    }
+}

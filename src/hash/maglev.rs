@@ -1,0 +1,302 @@
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+
+use super::{
+    error::HashSettingError,
+    hosts::{Host, Hosts},
+    key::hash_bytes,
+    table::{Lookup, Scheme},
+};
+
+/// The settings of a [`Maglev`](super::Maglev) policy: the size of its table.
+#[derive(Clone, Debug)]
+pub struct MaglevScheme {
+    slots: u32,
+}
+
+/// A table of slots that hosts share evenly, to within one slot each, or by weight.
+///
+/// A key belongs to the host of slot `hash mod slots`; the hosts of the slots after it follow. Cost: a
+/// lookup is **O(1)**, a multiplication and two reads; to build, O(slots log slots); 1, 2 or 4 bytes
+/// a slot, as the number of hosts requires.
+///
+/// Source: Eisenbud et al., "Maglev", NSDI 2016, with the weights of Envoy's `MAGLEV`.
+#[derive(Debug)]
+pub struct MaglevTable {
+    slots: Arc<Slots>,
+    divisor: Divisor,
+    /// The position of each host, as long as it may be picked.
+    positions: Box<[u32]>,
+}
+
+/// The number of the host of each slot, in no wider numbers than the hosts need.
+#[derive(Debug)]
+enum Slots {
+    U8(Box<[u8]>),
+    U16(Box<[u16]>),
+    U32(Box<[u32]>),
+}
+
+/// Divides by the same number again and again.
+#[derive(Clone, Copy, Debug)]
+struct Divisor {
+    divisor: u64,
+    /// 2^64 / divisor, rounded down.
+    inverse: u64,
+}
+
+impl MaglevScheme {
+    pub(super) fn new(slots: u32) -> Result<Self, HashSettingError> {
+        if slots > MOST_SLOTS || !is_prime(slots) {
+            return Err(HashSettingError::TableSize(slots));
+        }
+        Ok(Self { slots })
+    }
+}
+
+impl Default for MaglevScheme {
+    fn default() -> Self {
+        Self { slots: SLOTS }
+    }
+}
+
+impl Scheme for MaglevScheme {
+    type Table = MaglevTable;
+
+    fn build(&self, hosts: &Hosts, previous: Option<(&Hosts, &MaglevTable)>) -> MaglevTable {
+        let slots = match previous {
+            // Who may be picked makes no difference: who may not is passed over.
+            Some((before, table)) if before.are_alike(hosts) => table.slots.clone(),
+            _ => Arc::new(Slots::build(hosts, self.slots)),
+        };
+        let position = |host: &Host| {
+            if host.is_candidate {
+                host.position
+            } else {
+                NOT_NOW
+            }
+        };
+        MaglevTable {
+            slots,
+            divisor: Divisor::new(self.slots),
+            positions: hosts.as_slice().iter().map(position).collect(),
+        }
+    }
+}
+
+impl MaglevTable {
+    /// Returns the position of each slot's host; `None` where the host may not be picked, or there is none.
+    pub fn slots(&self) -> impl Iterator<Item = Option<usize>> {
+        (0..self.divisor.divisor as usize).map(|slot| self.position(slot))
+    }
+
+    #[inline]
+    fn position(&self, slot: usize) -> Option<usize> {
+        let host = match &*self.slots {
+            Slots::U8(slots) => usize::from(*slots.get(slot)?),
+            Slots::U16(slots) => usize::from(*slots.get(slot)?),
+            Slots::U32(slots) => *slots.get(slot)? as usize,
+        };
+        let position = *self.positions.get(host)?;
+        (position != NOT_NOW).then_some(position as usize)
+    }
+}
+
+impl Lookup for MaglevTable {
+    /// The next slot, and how many are left.
+    type Cursor = (usize, usize);
+
+    #[inline]
+    fn start(&self, hash: u64) -> Self::Cursor {
+        if self.positions.is_empty() {
+            return (0, 0);
+        }
+        (
+            self.divisor.remainder(hash) as usize,
+            self.divisor.divisor as usize,
+        )
+    }
+
+    #[inline]
+    fn step(&self, (next, left): &mut Self::Cursor) -> Option<usize> {
+        while *left > 0 {
+            *left -= 1;
+            let slot = *next;
+            *next = if slot + 1 == self.divisor.divisor as usize {
+                0
+            } else {
+                slot + 1
+            };
+            let position = self.position(slot);
+            if position.is_some() {
+                return position;
+            }
+        }
+        None
+    }
+}
+
+impl Slots {
+    fn build(hosts: &Hosts, slots: u32) -> Self {
+        let owners = fill(hosts, slots);
+        // The conversions lose nothing: owners are below the number of hosts.
+        match hosts.as_slice().len() {
+            0..=0x100 => Self::U8(owners.into_iter().map(|owner| owner as u8).collect()),
+            0x101..=0x1_0000 => Self::U16(owners.into_iter().map(|owner| owner as u16).collect()),
+            _ => Self::U32(owners.into()),
+        }
+    }
+}
+
+/// Has the hosts take free slots in turns, each along its own permutation of them.
+fn fill(hosts: &Hosts, slots: u32) -> Vec<u32> {
+    /// Where a host looks next, and how far it goes from there.
+    struct Walk {
+        slot: u32,
+        skip: u32,
+    }
+    let walk = |host: &Host| {
+        let hash = |seed| hash_bytes(host.key.as_bytes(), seed);
+        Walk {
+            slot: (hash(0) % u64::from(slots)) as u32,
+            // A prime number of slots: any skip leads to all of them. (Of 2 slots, it is 1.)
+            skip: (hash(1) % u64::from(slots - 1)) as u32 + 1,
+        }
+    };
+    let mut walks: Vec<Walk> = hosts.as_slice().iter().map(walk).collect();
+    let mut owners = vec![0; slots as usize];
+    // A bit a slot stays in the nearest cache, where the slots themselves would not: each is looked at 12 times.
+    let mut taken = vec![0_u64; slots as usize / 64 + 1];
+    for host in turns(hosts).take(slots as usize) {
+        let walk = &mut walks[host];
+        loop {
+            let slot = walk.slot;
+            // Both are below the number of slots: five million.
+            walk.slot += walk.skip;
+            if walk.slot >= slots {
+                walk.slot -= slots;
+            }
+            let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
+            if taken[word] & bit == 0 {
+                taken[word] |= bit;
+                owners[slot as usize] = host as u32;
+                break;
+            }
+        }
+    }
+    owners
+}
+
+/// Yields whose turn it is to take a slot, without end: round after round, the lighter hosts passed over in some.
+///
+/// In round `k` (from 1) a host of weight `w` that has had `j` turns takes another if `k * w >= j * max w`.
+fn turns(hosts: &Hosts) -> impl Iterator<Item = usize> {
+    let len = hosts.as_slice().len();
+    let weights: Vec<u64> = hosts
+        .as_slice()
+        .iter()
+        .map(|host| host.weight.into())
+        .collect();
+    let heaviest = weights.iter().copied().max().unwrap_or(0);
+    let equal = hosts.common_weight().is_some();
+    let everyone = (0..len).cycle().take(if equal { usize::MAX } else { 0 });
+    // The next turns, by round and then by host. Everyone has one in the first round.
+    let mut next: BinaryHeap<_> = match equal {
+        true => BinaryHeap::new(),
+        false => (0..len).map(|host| Reverse((1_u64, host))).collect(),
+    };
+    let mut had = vec![0_u64; len];
+    let by_weight = std::iter::from_fn(move || {
+        let mut turn = next.peek_mut()?;
+        let Reverse((round, host)) = *turn;
+        had[host] += 1;
+        // At most five million turns of a weight below 2^32.
+        let round = (had[host] * heaviest)
+            .div_ceil(weights[host])
+            .max(round + 1);
+        *turn = Reverse((round, host));
+        Some(host)
+    });
+    everyone.chain(by_weight)
+}
+
+impl Divisor {
+    const fn new(divisor: u32) -> Self {
+        let divisor = divisor as u64;
+        Self {
+            divisor,
+            // The largest u64 in place of 2^64: the same for what is not a power of two; 2 is one too low.
+            inverse: u64::MAX / divisor,
+        }
+    }
+
+    /// Returns `n mod divisor` without a division, which would cost 10 ns.
+    #[inline]
+    const fn remainder(self, n: u64) -> u64 {
+        let quotient = ((n as u128 * self.inverse as u128) >> 64) as u64;
+        // The quotient is right or one too low.
+        let remainder = n - quotient * self.divisor;
+        if remainder >= self.divisor {
+            remainder - self.divisor
+        } else {
+            remainder
+        }
+    }
+}
+
+const fn is_prime(n: u32) -> bool {
+    let mut divisor = 2;
+    while divisor * divisor <= n {
+        if n % divisor == 0 {
+            return false;
+        }
+        divisor += 1;
+    }
+    n > 1
+}
+
+const NOT_NOW: u32 = u32::MAX;
+
+/// A hundred slots each for 655 hosts: shares within 1 %. Envoy's and the paper's choice.
+const SLOTS: u32 = 65_537;
+
+/// Envoy's limit.
+const MOST_SLOTS: u32 = 5_000_011;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_remainder_is_exact(n: u64, divisor in 2_u32..) {
+            let remainder = Divisor::new(divisor).remainder(n);
+            prop_assert_eq!(remainder, n % u64::from(divisor));
+        }
+    }
+
+    #[test]
+    fn the_remainder_is_exact_at_the_ends() {
+        for divisor in [2, 3, 7, 65_537, MOST_SLOTS, u32::MAX] {
+            for n in [
+                0,
+                1,
+                u64::MAX,
+                u64::MAX - 1,
+                u64::from(divisor),
+                u64::from(divisor) - 1,
+            ] {
+                let remainder = Divisor::new(divisor).remainder(n);
+                assert_eq!(remainder, n % u64::from(divisor), "{n} mod {divisor}");
+            }
+        }
+    }
+
+    #[test]
+    fn primes() {
+        let primes: Vec<u32> = (0..30).filter(|&n| is_prime(n)).collect();
+        assert_eq!(primes, [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]);
+        assert!(is_prime(SLOTS) && is_prime(MOST_SLOTS) && !is_prime(65_536));
+    }
+}
