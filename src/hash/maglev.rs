@@ -137,75 +137,93 @@ impl Lookup for MaglevTable {
 
 impl Slots {
     fn build(hosts: &Hosts, slots: u32) -> Self {
-        let owners = fill(hosts, slots);
-        // The conversions lose nothing: owners are below the number of hosts.
+        // The conversions lose nothing: a host's number is below the number of hosts.
         match hosts.as_slice().len() {
-            0..=0x100 => Self::U8(owners.into_iter().map(|owner| owner as u8).collect()),
-            0x101..=0x1_0000 => Self::U16(owners.into_iter().map(|owner| owner as u16).collect()),
-            _ => Self::U32(owners.into()),
+            0..=0x100 => Self::U8(fill(hosts, slots, |host| host as u8)),
+            0x101..=0x1_0000 => Self::U16(fill(hosts, slots, |host| host as u16)),
+            _ => Self::U32(fill(hosts, slots, |host| host as u32)),
         }
     }
 }
 
 /// Has the hosts take free slots in turns, each along its own permutation of them.
-fn fill(hosts: &Hosts, slots: u32) -> Vec<u32> {
-    /// Where a host looks next, and how far it goes from there.
-    struct Walk {
-        slot: u32,
-        skip: u32,
-    }
-    let walk = |host: &Host| {
-        let hash = |seed| hash_bytes(host.key.as_bytes(), seed);
-        Walk {
-            slot: (hash(0) % u64::from(slots)) as u32,
-            // A prime number of slots: any skip leads to all of them. (Of 2 slots, it is 1.)
-            skip: (hash(1) % u64::from(slots - 1)) as u32 + 1,
-        }
-    };
-    let mut walks: Vec<Walk> = hosts.as_slice().iter().map(walk).collect();
-    let mut owners = vec![0; slots as usize];
+fn fill<T: Clone + Default>(hosts: &Hosts, slots: u32, number: impl Fn(usize) -> T) -> Box<[T]> {
+    let mut walks: Vec<Walk> = hosts
+        .as_slice()
+        .iter()
+        .map(|host| Walk::new(host, slots))
+        .collect();
+    let mut owners = vec![T::default(); slots as usize];
     // A bit a slot stays in the nearest cache, where the slots themselves would not: each is looked at 12 times.
     let mut taken = vec![0_u64; slots as usize / 64 + 1];
-    for host in turns(hosts).take(slots as usize) {
-        let walk = &mut walks[host];
+    let mut left = slots;
+    let mut take = |host: usize| {
+        let slot = walks[host].next_free(&mut taken, slots);
+        owners[slot as usize] = number(host);
+        left -= 1;
+        left > 0
+    };
+    match hosts.common_weight() {
+        Some(_) => while (0..hosts.as_slice().len()).all(&mut take) {},
+        None => {
+            let _ = turns(hosts).all(take);
+        }
+    }
+    owners.into()
+}
+
+/// Where a host looks next for a free slot, and how far it goes from there.
+struct Walk {
+    slot: u32,
+    skip: u32,
+}
+
+impl Walk {
+    fn new(host: &Host, slots: u32) -> Self {
+        let hash = |seed| hash_bytes(host.key.as_bytes(), seed);
+        Self {
+            slot: (hash(0) % u64::from(slots)) as u32,
+            // The number of slots is prime: any skip leads to all of them.
+            skip: (hash(1) % u64::from(slots - 1)) as u32 + 1,
+        }
+    }
+
+    /// Takes the next slot that is not taken; there must be one.
+    #[inline]
+    fn next_free(&mut self, taken: &mut [u64], slots: u32) -> u32 {
+        let mut slot = self.slot;
         loop {
-            let slot = walk.slot;
+            let this = slot;
             // Both are below the number of slots: five million.
-            walk.slot += walk.skip;
-            if walk.slot >= slots {
-                walk.slot -= slots;
-            }
-            let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
-            if taken[word] & bit == 0 {
-                taken[word] |= bit;
-                owners[slot as usize] = host as u32;
-                break;
+            let next = slot + self.skip;
+            slot = if next >= slots { next - slots } else { next };
+            let word = &mut taken[this as usize / 64];
+            let bit = 1 << (this % 64);
+            if *word & bit == 0 {
+                *word |= bit;
+                self.slot = slot;
+                return this;
             }
         }
     }
-    owners
 }
 
-/// Yields whose turn it is to take a slot, without end: round after round, the lighter hosts passed over in some.
+/// Yields whose turn it is to take a slot: round after round, the lighter hosts passed over in some.
 ///
 /// In round `k` (from 1) a host of weight `w` that has had `j` turns takes another if `k * w >= j * max w`.
 fn turns(hosts: &Hosts) -> impl Iterator<Item = usize> {
-    let len = hosts.as_slice().len();
     let weights: Vec<u64> = hosts
         .as_slice()
         .iter()
         .map(|host| host.weight.into())
         .collect();
     let heaviest = weights.iter().copied().max().unwrap_or(0);
-    let equal = hosts.common_weight().is_some();
-    let everyone = (0..len).cycle().take(if equal { usize::MAX } else { 0 });
     // The next turns, by round and then by host. Everyone has one in the first round.
-    let mut next: BinaryHeap<_> = match equal {
-        true => BinaryHeap::new(),
-        false => (0..len).map(|host| Reverse((1_u64, host))).collect(),
-    };
-    let mut had = vec![0_u64; len];
-    let by_weight = std::iter::from_fn(move || {
+    let mut next: BinaryHeap<_> = (0..weights.len())
+        .map(|host| Reverse((1_u64, host)))
+        .collect();
+    let mut had = vec![0_u64; weights.len()];
+    std::iter::from_fn(move || {
         let mut turn = next.peek_mut()?;
         let Reverse((round, host)) = *turn;
         had[host] += 1;
@@ -215,8 +233,7 @@ fn turns(hosts: &Hosts) -> impl Iterator<Item = usize> {
             .max(round + 1);
         *turn = Reverse((round, host));
         Some(host)
-    });
-    everyone.chain(by_weight)
+    })
 }
 
 impl Divisor {

@@ -50,8 +50,10 @@ pub struct RingTable {
 
 #[derive(Debug, Default)]
 struct Points {
+    len: usize,
+    /// Followed by [`PADDING`] of the largest hash.
     hashes: Vec<u64>,
-    /// The position of the host at each point.
+    /// The position of the host at each point. Followed by the first one, for past the last point comes the first.
     owners: Vec<u32>,
     /// For each value of a hash's top bits, the first point that has it or a larger one.
     index: Vec<u32>,
@@ -121,14 +123,14 @@ impl Scheme for RingScheme {
 impl RingTable {
     /// Returns every point of the ring in order: its hash, and the position of its host.
     pub fn points(&self) -> impl Iterator<Item = (u64, usize)> {
-        let owners = self.points.owners.iter().map(|&owner| owner as usize);
-        self.points.hashes.iter().copied().zip(owners)
-    }
-
-    /// Returns the position of the host of the first point at or after `hash`. Cost: that of a pick.
-    #[must_use]
-    pub fn owner_of_hash(&self, hash: u64) -> Option<usize> {
-        self.find(hash, |_| true)
+        let Points {
+            len,
+            hashes,
+            owners,
+            ..
+        } = &*self.points;
+        let owners = owners.iter().map(|&owner| owner as usize);
+        hashes.iter().copied().zip(owners).take(*len)
     }
 }
 
@@ -152,33 +154,60 @@ impl Points {
             push_points(&hosts.as_slice()[host], counts[host], &mut new);
         }
         new.sort_unstable_by(order);
-        let old = previous.into_iter().flat_map(|(_, ring)| {
-            let Self { hashes, owners, .. } = &*ring.points;
-            hashes.iter().zip(owners)
-        });
-        let old = old
-            .map(|(&hash, &owner)| (hash, kept[owner as usize]))
-            .filter(|&(_, owner)| owner != GONE);
-        Self::merge(old, new, order)
-    }
-
-    /// Merges two sorted lists.
-    fn merge(
-        old: impl Iterator<Item = (u64, u32)>,
-        new: Vec<(u64, u32)>,
-        order: impl Fn(&(u64, u32), &(u64, u32)) -> Ordering,
-    ) -> Self {
-        let mut all = Self::default();
-        let mut new = new.into_iter().peekable();
-        for old in old {
-            while let Some(new) = new.next_if(|new| order(new, &old).is_lt()) {
-                all.push(new);
-            }
-            all.push(old);
-        }
-        new.for_each(|new| all.push(new));
+        let total: u32 = counts.iter().sum();
+        let mut all = Self {
+            len: total as usize,
+            hashes: Vec::with_capacity(total as usize + PADDING),
+            owners: Vec::with_capacity(total as usize + 1),
+            ..Self::default()
+        };
+        all.merge(previous.map(|(_, ring)| &*ring.points), &kept, &new, order);
+        all.hashes.resize(all.len + PADDING, u64::MAX);
+        all.owners.extend(all.owners.first().copied());
         all.make_index();
         all
+    }
+
+    /// Adds the points of the ring before that are kept, and the new ones, in order.
+    fn merge(
+        &mut self,
+        old: Option<&Self>,
+        kept: &[u32],
+        new: &[(u64, u32)],
+        order: impl Fn(&(u64, u32), &(u64, u32)) -> Ordering,
+    ) {
+        let (hashes, owners) = old.map_or((&[][..], &[][..]), |old| {
+            (&old.hashes[..old.len], &old.owners[..old.len])
+        });
+        let mut from = 0;
+        for point in new {
+            let mut to = from + hashes[from..].partition_point(|&hash| hash < point.0);
+            let is_before = |at: usize| {
+                let owner = kept[owners[at] as usize];
+                owner == GONE || order(&(hashes[at], owner), point).is_lt()
+            };
+            while to < hashes.len() && hashes[to] == point.0 && is_before(to) {
+                to += 1;
+            }
+            self.keep(&hashes[from..to], &owners[from..to], kept);
+            self.push(*point);
+            from = to;
+        }
+        self.keep(&hashes[from..], &owners[from..], kept);
+    }
+
+    /// Adds those points of a list whose hosts keep them.
+    fn keep(&mut self, mut hashes: &[u64], mut owners: &[u32], kept: &[u32]) {
+        let is_gone = |&owner: &u32| kept[owner as usize] == GONE;
+        while !owners.is_empty() {
+            // Run by run, for that is twice as fast as point by point.
+            let run = owners.iter().position(is_gone).unwrap_or(owners.len());
+            self.hashes.extend_from_slice(&hashes[..run]);
+            let owners_now = owners[..run].iter().map(|&owner| kept[owner as usize]);
+            self.owners.extend(owners_now);
+            let next = (run + 1).min(owners.len());
+            (hashes, owners) = (&hashes[next..], &owners[next..]);
+        }
     }
 
     fn push(&mut self, (hash, owner): (u64, u32)) {
@@ -186,28 +215,36 @@ impl Points {
         self.owners.push(owner);
     }
 
-    /// Makes the index: one to two points for each of its entries, one more entry for the end.
+    /// Makes the index: one to two points for each of its entries.
     fn make_index(&mut self) {
-        let bits = self.hashes.len().max(2).ilog2();
+        let bits = self.len.max(2).ilog2();
         self.shift = u64::BITS - bits;
-        self.index = Vec::with_capacity((1 << bits) + 1);
-        for (point, hash) in (0..).zip(&self.hashes) {
-            let entries = (hash >> self.shift) as usize + 1;
-            if entries > self.index.len() {
-                self.index.resize(entries, point);
-            }
+        self.index = vec![GONE; 1 << bits];
+        // Backwards, so that of the points of one entry the first is written last. No branch, for half of
+        // them would be mispredicted.
+        for (point, hash) in self.hashes[..self.len].iter().enumerate().rev() {
+            self.index[(hash >> self.shift) as usize] = point as u32;
         }
-        self.index.resize((1 << bits) + 1, self.hashes.len() as u32);
+        let mut next = self.len as u32;
+        for entry in self.index.iter_mut().rev() {
+            next = if *entry == GONE { next } else { *entry };
+            *entry = next;
+        }
     }
 
     /// Returns the first point at or after `hash`; the number of points if that is past the last one.
     #[inline]
     fn at_or_after(&self, hash: u64) -> usize {
-        let entry = (hash >> self.shift) as usize;
-        let from = self.index[entry] as usize;
-        let to = self.index[entry + 1] as usize;
-        let before = |&point: &u64| point < hash;
-        from + self.hashes[from..to].partition_point(before)
+        let mut from = self.index[(hash >> self.shift) as usize] as usize;
+        // The place is among the next few: to compare with all of them costs less than to guess which.
+        while let Some(next) = self.hashes.get(from..from + PADDING) {
+            let before: usize = next.iter().map(|&point| usize::from(point < hash)).sum();
+            from += before;
+            if before < PADDING {
+                break;
+            }
+        }
+        from
     }
 }
 
@@ -215,25 +252,21 @@ impl Lookup for RingTable {
     /// The next point, and how many are left.
     type Cursor = (usize, usize);
 
+    #[inline]
     fn start(&self, hash: u64) -> Self::Cursor {
-        if self.points.hashes.is_empty() {
-            return (0, 0);
-        }
-        (self.points.at_or_after(hash), self.points.hashes.len())
+        (self.points.at_or_after(hash), self.points.len)
     }
 
     #[inline]
     fn step(&self, (next, left): &mut Self::Cursor) -> Option<usize> {
         *left = left.checked_sub(1)?;
-        // Past the last point comes the first.
-        let points = &self.points;
-        let point = if *next < points.owners.len() {
-            *next
+        let point = *next;
+        *next = if point < self.points.len {
+            point + 1
         } else {
-            0
+            1
         };
-        *next = point + 1;
-        Some(points.owners[point] as usize)
+        self.points.owners.get(point).map(|&owner| owner as usize)
     }
 }
 
@@ -316,7 +349,11 @@ fn counts_of_total(hosts: &[Host], min: usize, max: usize, order: HostOrder) -> 
     counts.into()
 }
 
+/// No position and no point: there are at most eight million of either.
 const GONE: u32 = u32::MAX;
+
+/// How many points a lookup compares at once: rarely are more than so many of one index entry before a hash.
+const PADDING: usize = 4;
 
 /// Shares are even to some 6 % then (1 / sqrt 256); a host of weight 1 takes 4 kB.
 const POINTS_A_UNIT: u32 = 256;

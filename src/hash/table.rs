@@ -91,7 +91,13 @@ impl<T: Lookup> HashTable<T> {
     /// Cost: that of a pick.
     #[must_use]
     pub fn owner(&self, key: &[u8]) -> Option<usize> {
-        self.find(hash_bytes(key, self.seed), |_| true)
+        self.owner_of_hash(hash_bytes(key, self.seed))
+    }
+
+    /// Returns the position of the host that a key with this hash belongs to.
+    #[must_use]
+    pub fn owner_of_hash(&self, hash: u64) -> Option<usize> {
+        self.find(hash, |_| true)
     }
 
     /// Returns the first `r` hosts of a key of bytes, or all if there are fewer: distinct, owner first.
