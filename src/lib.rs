@@ -44,6 +44,7 @@
 //! | what is known of one backend? | [`endpoint`] | [`Target`], [`Endpoint`], [`Status`] |
 //! | how busy is it? | [`load`] | [`PendingRequests`], [`PeakEwma`] |
 //! | which one takes this request? | [`policy`] | [`P2c`], [`LeastLoaded`], [`RoundRobin`], ... and [which one when](policy#which-one-when) |
+//! | which one for this key? | [`hash`] | [`RingHash`], [`Maglev`], [`Rendezvous`], and [which one when](hash#which-one-when) |
 //! | where do all meet? | [`balance`] | [`BalanceLayer`], [`Balance`] |
 //! | what can go wrong? | [`error`] | [`NoEndpoints`], [`Unavailable`], [`NotReady`] |
 //!

@@ -1,5 +1,7 @@
 //! What the HTTP examples share: a server that can be killed, and a row of a table.
 
+#![allow(dead_code)] // no example uses all of it
+
 use std::{convert::Infallible, fmt, io, net::SocketAddr, time::Duration};
 
 use hdrhistogram::Histogram;

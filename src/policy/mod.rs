@@ -14,6 +14,8 @@
 //! | [`WeightedRoundRobin`] | weights | O(1) | for servers of known, different sizes |
 //! | [`Random`] | weights | O(1) | where many clients that know nothing of each other must not march in step |
 //!
+//! To send equal keys to the same server, take a [hash policy](crate::hash).
+//!
 //! One client, ten servers, exponential service times, load .9: the mean time in the system is
 //! 10.2 service times with random picks, 5.6 with round robin, 3.0 with p2c and 1.9 with least loaded.
 //! In one that is seen by a hundred clients, each of which counts only its own requests in flight, p2c's

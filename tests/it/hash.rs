@@ -366,6 +366,37 @@ mod tables {
         }
     }
 
+    /// Maglev when a host joins or changes its weight: what moves that neither comes to it nor goes from it.
+    #[test]
+    fn disruption_of_maglev_by_weight() {
+        for n in [10, 100, 1000] {
+            for (what, was, is) in [
+                ("joins", 0, 1),
+                ("weighs 2 for 1", 1, 2),
+                ("weighs 1 for 2", 2, 1),
+            ] {
+                let measured = mean(10, |t| {
+                    let slots = |weight| -> Vec<usize> {
+                        let mut hosts = trial(t, n);
+                        hosts[n / 2].1 = weight;
+                        table(&policy!(Maglev), &hosts)
+                            .get_ref()
+                            .slots()
+                            .map(Option::unwrap)
+                            .collect()
+                    };
+                    let (before, after) = (slots(was), slots(is));
+                    let of_others =
+                        |(a, b): &(&usize, &usize)| a != b && **a != n / 2 && **b != n / 2;
+                    before.iter().zip(&after).filter(of_others).count() as f64 / 65_537.0
+                });
+                println!("P17 maglev of 65537, N = {n}, a host {what}: excess {measured:.4}");
+                // The largest excess of a removal, and its tolerance.
+                assert!(measured < 0.0058 * 1.15, "{measured}");
+            }
+        }
+    }
+
     /// A ring of fixed total size moves keys of hosts that stay: 14 596 of 60 000 where 9 449 had to.
     #[test]
     fn a_fixed_total_disrupts() {
