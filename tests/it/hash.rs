@@ -676,10 +676,13 @@ mod balanced {
 
     use super::*;
 
-    type Spread<C> =
-        Balance<HashPolicy<C, hash::Hashed<fn(&u64) -> Option<u64>>>, Client, u64, usize>;
+    type ByNumber<C> = HashPolicy<C, hash::Hashed<fn(&u64) -> Option<u64>>>;
+    type Spread<C> = Balance<ByNumber<C>, Client, u64, usize>;
 
-    fn by_number<C: Scheme>() -> HashPolicy<C, hash::Hashed<fn(&u64) -> Option<u64>>> {
+    /// Does something to an endpoint or its server.
+    type Act = fn(&Endpoint<usize>, &Server);
+
+    fn by_number<C: Scheme>() -> ByNumber<C> {
         HashPolicy::by_key(hashed(number as fn(&u64) -> _))
     }
 
@@ -729,7 +732,7 @@ mod balanced {
             .map(|(&first, &second)| if first == 2 { second } else { first })
             .collect();
         assert_ne!(before, expected);
-        let objections: [(fn(&Endpoint<usize>, &Server), fn(&Endpoint<usize>, &Server)); 4] = [
+        let objections: [(Act, Act); 4] = [
             (
                 |endpoint, _| endpoint.eject(tokio::time::Instant::now() + ms(3_600_000)),
                 |endpoint, _| endpoint.readmit(),
