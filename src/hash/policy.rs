@@ -21,12 +21,12 @@ use crate::{
 /// its keys.
 ///
 /// ```
-/// use tower_lb::{BalanceLayer, hash::{OnMissing, RingHash, borrowed}};
+/// use tower_lb::hash::{OnMissing, RingHash, borrowed};
 ///
 /// struct Request { path: String, user: Option<String> }
 ///
 /// // Every request has a key:
-/// let by_path = BalanceLayer::new(RingHash::by(|request: &Request| request.path.as_bytes()));
+/// let by_path = RingHash::by(|request: &Request| request.path.as_bytes());
 /// // Some have none:
 /// let by_user = RingHash::by_key(borrowed(|request: &Request| request.user.as_deref().map(str::as_bytes)))
 ///     .on_missing(OnMissing::Reject);
