@@ -145,7 +145,7 @@ pub enum Status {
         /// When it is picked again.
         until: Instant,
     },
-    /// Not picked until it is marked healthy, for a failed check.
+    /// Not picked until it is marked healthy, for a failed check or missing heartbeats.
     Unhealthy,
 }
 
@@ -173,6 +173,8 @@ struct State {
     ejected: Option<Instant>,
     /// What health checks say.
     unhealthy: bool,
+    /// What missing heartbeats say.
+    silent: bool,
     /// When the status last became another one.
     since: Instant,
     /// The driver to tell of a change.
@@ -193,6 +195,7 @@ impl<A> Endpoint<A> {
                 hash_key: target.hash_key,
                 ejected: None,
                 unhealthy: false,
+                silent: false,
                 since: Instant::now(),
                 driver: Weak::new(),
             }),
@@ -233,6 +236,11 @@ impl<A> Endpoint<A> {
     #[must_use]
     pub fn status(&self) -> Status {
         self.state().status()
+    }
+
+    /// Returns until when the endpoint is ejected, whatever else is said against it.
+    pub(crate) fn ejected_until(&self) -> Option<Instant> {
+        self.state().ejected
     }
 
     /// Returns when the current [`status`](Self::status) began.
@@ -292,6 +300,11 @@ impl<A: fmt::Display> Endpoint<A> {
         self.change(|state| state.unhealthy = false);
     }
 
+    /// Says whether the endpoint's heartbeats are missing, apart from what checks say.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.change(|state| state.silent = silent);
+    }
+
     /// Returns weight and status at `now`, having ended an ejection whose time has come.
     pub(crate) fn standing(&self, now: Instant) -> (u32, Status) {
         let mut state = self.state();
@@ -325,7 +338,7 @@ impl<A: fmt::Display> Endpoint<A> {
 impl State {
     fn status(&self) -> Status {
         match self.ejected {
-            _ if self.unhealthy => Status::Unhealthy,
+            _ if self.unhealthy || self.silent => Status::Unhealthy,
             Some(until) => Status::Ejected { until },
             None => Status::Available,
         }

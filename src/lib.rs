@@ -54,10 +54,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balance;
+mod chance;
 pub mod discover;
 pub mod endpoint;
 pub mod error;
 pub mod hash;
+pub mod health;
 pub mod load;
 pub mod metric;
 pub mod policy;

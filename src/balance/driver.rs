@@ -17,7 +17,10 @@ use tower::{
 };
 use tracing::{debug, info, warn};
 
-use super::shared::{InPanic, Shared, Snapshot, Standing};
+use super::{
+    shared::{InPanic, Shared, Snapshot, Standing},
+    warmth::{Warmth, warm_up},
+};
 use crate::{
     endpoint::{Address, Endpoint, Status},
     error::{NoEndpoints, Unavailable},
@@ -43,8 +46,8 @@ where
     members: Roll<A, S>,
     signal: Arc<Notify>,
     signalled: Pin<Box<OwnedNotified>>,
-    /// Runs until the first ejection ends.
-    readmission: Option<Pin<Box<Sleep>>>,
+    /// Runs until the first ejection ends, or shares are to grow.
+    next_change: Option<Pin<Box<Sleep>>>,
     reported: bool,
     /// Items of discovery since the last publication, and how many make one worth while.
     items: usize,
@@ -59,9 +62,15 @@ where
 
 /// Who is a member: in the order of joining, and by address.
 struct Roll<A, S> {
-    members: BTreeMap<u64, (Endpoint<A>, S)>,
+    members: BTreeMap<u64, Entry<A, S>>,
     ids: HashMap<Endpoint<A>, u64>,
     next_id: u64,
+}
+
+struct Entry<A, S> {
+    endpoint: Endpoint<A>,
+    service: S,
+    warmth: Warmth,
 }
 
 impl<D, P, S, Req, A> Driver<D, P, S, Req, A>
@@ -79,7 +88,7 @@ where
             },
             signal: shared.driver.clone(),
             signalled: Box::pin(shared.driver.clone().notified_owned()),
-            readmission: None,
+            next_change: None,
             reported: false,
             items: 0,
             worth: ITEMS_A_POLL,
@@ -143,14 +152,20 @@ where
 
     /// Publishes the members as they stand at `now`.
     fn publish(&mut self, shared: &Shared<A, S, P, P::Table>, now: Instant) {
-        let mut first_end: Option<Instant> = None;
+        let mut next_change: Option<Instant> = None;
         let mut available = 0;
         let mut taking = 0;
         let mut members: Vec<Member<A, S>> = Vec::with_capacity(self.members.len());
-        for (&id, (endpoint, service)) in &self.members.members {
+        for (
+            &id,
+            Entry {
+                endpoint, service, ..
+            },
+        ) in &self.members.members
+        {
             let (weight, status) = endpoint.standing(now);
             if let Status::Ejected { until } = status {
-                first_end = Some(first_end.map_or(until, |end| end.min(until)));
+                next_change = Some(next_change.map_or(until, |end| end.min(until)));
             }
             let is_available = status == Status::Available && weight > 0;
             taking += usize::from(weight > 0);
@@ -160,8 +175,20 @@ where
                 service: service.clone(),
                 id,
                 weight,
+                share: weight,
                 candidate: is_available,
             });
+        }
+        if let Some(slow_start) = &shared.config.slow_start {
+            let warmths = self
+                .members
+                .members
+                .values_mut()
+                .map(|entry| &mut entry.warmth);
+            if let Some(tick) = warm_up(slow_start, warmths, &mut members, now) {
+                let next = now + tick;
+                next_change = Some(next_change.map_or(next, |end| end.min(next)));
+            }
         }
         let standing = self.judge(shared, available, taking, &mut members);
         let previous = Arc::clone(&shared.snapshot());
@@ -176,7 +203,7 @@ where
             standing,
         });
         self.retired.push(previous);
-        self.readmission = first_end.map(|end| Box::pin(tokio::time::sleep_until(end)));
+        self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
         self.stale = false;
         self.items = 0;
         self.worth = ITEMS_A_POLL.max(2 * self.members.len());
@@ -263,9 +290,9 @@ where
             this.stale = true;
             this.signalled = Box::pin(this.signal.clone().notified_owned());
         }
-        if let Some(sleep) = &mut this.readmission {
+        if let Some(sleep) = &mut this.next_change {
             if sleep.as_mut().poll(cx).is_ready() {
-                this.readmission = None;
+                this.next_change = None;
                 this.stale = true;
             }
         }
@@ -275,7 +302,7 @@ where
         if this.stale && (!more || this.items >= this.worth) {
             this.publish(&shared, Instant::now());
             // A new timer has to be polled to wake this task.
-            if let Some(sleep) = &mut this.readmission {
+            if let Some(sleep) = &mut this.next_change {
                 if sleep.as_mut().poll(cx).is_ready() {
                     cx.waker().wake_by_ref();
                 }
@@ -303,7 +330,12 @@ impl<A: Address, S> Roll<A, S> {
                     None => info!(%endpoint, "endpoint joined"),
                 }
                 self.ids.insert(endpoint.clone(), id);
-                self.members.insert(id, (endpoint, service));
+                let entry = Entry {
+                    endpoint,
+                    service,
+                    warmth: Warmth::default(),
+                };
+                self.members.insert(id, entry);
             }
             Change::Remove(endpoint) => {
                 if let Some(id) = self.ids.remove(&endpoint) {

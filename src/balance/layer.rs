@@ -8,8 +8,10 @@ use super::{
     shared::{Config, InPanic, Shared, WhenEmpty},
 };
 use crate::{
+    chance::entropy,
     endpoint::{Address, Endpoint},
-    policy::{Policy, Rng, entropy},
+    health::SlowStart,
+    policy::{Policy, Rng},
 };
 
 /// Turns discovery into a [`Balance`].
@@ -37,6 +39,7 @@ impl<P, Req> BalanceLayer<P, Req> {
                 when_empty: WhenEmpty::Fail,
                 in_panic: InPanic::TryAll,
                 panic_threshold: 0.0,
+                slow_start: None,
             },
             _request: PhantomData,
         }
@@ -75,6 +78,19 @@ impl<P, Req> BalanceLayer<P, Req> {
             "a panic threshold is a share in 0 to 1, not {share}"
         );
         self.config.panic_threshold = share;
+        self
+    }
+
+    /// Has endpoints that join or come back warm up: their share of the requests grows. Default: they do not.
+    ///
+    /// For policies that go by weight: [`P2c`](crate::P2c), [`LeastLoaded`](crate::LeastLoaded), [`Random`](crate::Random),
+    /// [`WeightedRoundRobin`](crate::WeightedRoundRobin). Hash policies are not affected, nor is
+    /// [`RoundRobin`](crate::RoundRobin). Endpoints of a set that is new as a whole start warm.
+    ///
+    /// Costs nothing while no endpoint warms up; meanwhile, a new snapshot for each 64th of the window.
+    #[must_use]
+    pub const fn slow_start(mut self, slow_start: SlowStart) -> Self {
+        self.config.slow_start = Some(slow_start);
         self
     }
 

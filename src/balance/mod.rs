@@ -31,6 +31,7 @@ mod layer;
 mod select;
 mod service;
 mod shared;
+mod warmth;
 
 pub use self::{
     driver::Driver,

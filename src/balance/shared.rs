@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::{
     error::{NoEndpoints, Unavailable},
+    health::SlowStart,
     policy::Member,
 };
 
@@ -65,6 +66,7 @@ pub(super) struct Config {
     pub(super) in_panic: InPanic,
     /// A smaller share of available members is a panic; so is none at all.
     pub(super) panic_threshold: f64,
+    pub(super) slow_start: Option<SlowStart>,
 }
 
 /// What a call gets while no endpoint takes requests.

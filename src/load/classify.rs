@@ -9,6 +9,18 @@ pub enum Outcome {
     Ignore,
 }
 
+impl Outcome {
+    /// Returns whether it is a success; `None` if it says nothing.
+    #[must_use]
+    pub const fn is_success(self) -> Option<bool> {
+        match self {
+            Self::Success => Some(true),
+            Self::Failure => Some(false),
+            Self::Ignore => None,
+        }
+    }
+}
+
 /// Decides what an answer says of the endpoint that gave it.
 ///
 /// Any `Fn(Result<&Response, &Error>) -> Outcome` is one:

@@ -14,6 +14,8 @@ pub struct Member<A, S> {
     /// In the order of joining; never used twice in one balancer.
     pub(crate) id: u64,
     pub(crate) weight: u32,
+    /// The weight that counts now: less than that while the endpoint warms up.
+    pub(crate) share: u32,
     pub(crate) candidate: bool,
 }
 
@@ -34,6 +36,15 @@ impl<A, S> Member<A, S> {
     #[must_use]
     pub const fn weight(&self) -> u32 {
         self.weight
+    }
+
+    /// Returns the weight that counts now, relative to those of the other members of this snapshot.
+    ///
+    /// It is the [`weight`](Self::weight), or in [slow start](crate::BalanceLayer::slow_start) a number in proportion to the
+    /// weight and to how far the endpoint has warmed up.
+    #[must_use]
+    pub const fn share(&self) -> u32 {
+        self.share
     }
 
     /// Returns whether the member may be picked: not draining, and available unless all are tried.

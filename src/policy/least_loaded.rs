@@ -41,8 +41,8 @@ where
     type Table = LeastLoadedTable;
 
     fn table(&self, members: &[Member<A, S>], _: Option<&LeastLoadedTable>) -> LeastLoadedTable {
-        let plain = |member: &Member<A, S>| member.candidate && member.weight == members[0].weight;
-        let weights = || members.iter().map(|member| member.weight).collect();
+        let plain = |member: &Member<A, S>| member.candidate && member.share == members[0].share;
+        let weights = || members.iter().map(|member| member.share).collect();
         LeastLoadedTable {
             weights: (!members.iter().all(plain)).then(weights),
         }

@@ -52,10 +52,7 @@ mod sampler;
 mod stride;
 mod weighted;
 
-pub(crate) use self::{
-    candidates::Passed,
-    rng::{Rng, entropy},
-};
+pub(crate) use self::{candidates::Passed, rng::Rng};
 pub use self::{
     candidates::{Candidates, Member},
     least_loaded::{LeastLoaded, LeastLoadedTable},

@@ -1,7 +1,4 @@
-use std::{
-    fmt,
-    hash::{BuildHasher, RandomState},
-};
+use std::fmt;
 
 use rand::{Rng as _, SeedableRng, rngs::SmallRng};
 
@@ -90,10 +87,4 @@ impl Rng {
 #[inline]
 pub(crate) const fn scale(bits: u32, n: u32) -> u32 {
     ((bits as u64 * n as u64) >> 32) as u32
-}
-
-/// Returns 64 bits that differ from call to call and from process to process.
-pub(crate) fn entropy() -> u64 {
-    // std seeds the first state of a thread from the system and counts on from there.
-    RandomState::new().hash_one(0)
 }

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Candidates, Choice, Member, PickContext, Policy, Rng, entropy};
+use super::{Candidates, Choice, Member, PickContext, Policy, Rng};
+use crate::chance::entropy;
 
 /// Picks the members in turn, all handles sharing one position.
 ///

@@ -29,7 +29,7 @@ struct Weights {
 impl Sampler {
     pub(super) fn new<A, S>(members: &[Member<A, S>]) -> Self {
         let candidates = || members.iter().enumerate().filter(|(_, m)| m.candidate);
-        let weights: Vec<u32> = candidates().map(|(_, m)| m.weight).collect();
+        let weights: Vec<u32> = candidates().map(|(_, m)| m.share).collect();
         let positions = if weights.len() == members.len() {
             Box::default()
         } else {

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Candidates, Choice, Member, PickContext, Policy, Rng, entropy, stride::Stride};
+use super::{Candidates, Choice, Member, PickContext, Policy, Rng, stride::Stride};
+use crate::chance::entropy;
 
 /// Picks the members in turn, each as often as its weight says.
 ///
@@ -46,7 +47,7 @@ impl<A, S, Req> Policy<A, S, Req> for WeightedRoundRobin {
         previous: Option<&WeightedRoundRobinTable>,
     ) -> WeightedRoundRobinTable {
         let candidates = || members.iter().enumerate().filter(|(_, m)| m.candidate);
-        let weights: Vec<u32> = candidates().map(|(_, member)| member.weight).collect();
+        let weights: Vec<u32> = candidates().map(|(_, member)| member.share).collect();
         let sequence = previous.map_or_else(|| self.start(), |p| p.sequence.load(Relaxed));
         WeightedRoundRobinTable {
             stride: Stride::new(&weights),

@@ -10,14 +10,19 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("endpoint", &[]),
     ("error", &[]),
     ("metric", &[]),
+    ("chance", &[]),
     ("load", &["endpoint", "error", "metric"]),
     ("discover", &["endpoint", "error"]),
-    ("policy", &["endpoint", "error", "metric"]),
+    ("policy", &["endpoint", "error", "metric", "chance"]),
+    // It reads what an outcome is.
+    ("health", &["endpoint", "error", "metric", "chance", "load"]),
     // It implements `policy`'s trait.
     ("hash", &["endpoint", "error", "metric", "policy"]),
     (
         "balance",
-        &["endpoint", "error", "metric", "load", "discover", "policy"],
+        &[
+            "endpoint", "error", "metric", "chance", "load", "discover", "policy", "health",
+        ],
     ),
 ];
 

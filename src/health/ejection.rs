@@ -1,0 +1,328 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// For how long, and how many at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    pub(super) base: Duration,
+    pub(super) longest: Duration,
+    pub(super) jitter: Duration,
+    pub(super) max_ejected: f64,
+    pub(super) probes: u32,
+}
+
+/// Whether requests go through to one endpoint.
+///
+/// ```text
+///              a verdict                    its time is over
+///  closed  ------------------>   open   ------------------------>  half-open
+///     ^                           ^                                 |  |
+///     |                           +---------- a probe failed -------+  |
+///     +---------------------------------- all probes succeeded --------+
+/// ```
+///
+/// Open and half-open both count as ejected. A probe that ends undecided gives its slot back; one that has not
+/// ended after the longest ejection counts as failed, so that no state lasts for ever.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    state: State,
+    /// How many ejections the next one follows; falls by one with each quiet interval.
+    times: u32,
+    /// In the interval that is under way.
+    was_ejected: bool,
+    /// Tells the probes of one half-open time from those of another.
+    round: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed,
+    Open {
+        until: Instant,
+    },
+    HalfOpen {
+        /// Under way, of which the first has been since then.
+        out: u32,
+        since: Instant,
+        succeeded: u32,
+    },
+}
+
+/// What a request meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Nothing.
+    Through,
+    /// It decides, with its outcome: the number of the round that it is a probe of.
+    Probe(u64),
+    /// All probes are under way.
+    Wait,
+}
+
+/// What the outcome of a probe leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Other probes are to decide.
+    Undecided,
+    Closed,
+    /// It is to be ejected again.
+    Failed,
+}
+
+impl Rule {
+    /// Returns how many of so many endpoints may be ejected at once: the share, rounded down, but one of two or more,
+    /// and never all.
+    pub(super) fn most_ejected(&self, endpoints: usize) -> usize {
+        // A third of three is one, whatever the rounding.
+        let share = (endpoints as f64 * self.max_ejected + 1e-9) as usize;
+        share.max(1).min(endpoints.saturating_sub(1))
+    }
+
+    /// Returns the length of an ejection that follows `times` others: `base * (times + 1)`, at most the longest.
+    ///
+    /// Source: Envoy, outlier detection; gRFC A50.
+    fn length(&self, times: u32) -> Duration {
+        let length = self.base.checked_mul(times.saturating_add(1));
+        length.map_or(self.longest, |length| length.min(self.longest))
+    }
+}
+
+impl Breaker {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: State::Closed,
+            times: 0,
+            was_ejected: false,
+            round: 0,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Returns whether a verdict counts now: once an interval, and not while it is ejected.
+    pub(super) fn may_be_ejected(&self) -> bool {
+        self.is_closed() && !self.was_ejected
+    }
+
+    /// Ejects, for as long as it is its turn for, plus the `jitter`; returns until when.
+    pub(super) fn eject(&mut self, rule: &Rule, jitter: Duration, now: Instant) -> Instant {
+        let length = rule.length(self.times) + jitter;
+        // A clock's end is far away: thirty years are for ever.
+        let until = now
+            .checked_add(length)
+            .unwrap_or(now + Duration::from_secs(1_000_000_000));
+        self.state = State::Open { until };
+        // However often probes fail in an interval, it counts once.
+        if !self.was_ejected && rule.length(self.times) < rule.longest {
+            self.times += 1;
+        }
+        self.was_ejected = true;
+        self.round += 1;
+        until
+    }
+
+    /// Closes without a probe: there is nobody else.
+    pub(super) const fn close(&mut self) {
+        self.state = State::Closed;
+        self.round += 1;
+    }
+
+    /// Admits a request; `is_readmitted` if somebody else has ended the ejection.
+    pub(super) fn admit(&mut self, rule: &Rule, is_readmitted: bool, now: Instant) -> Admission {
+        if let State::Open { until } = self.state {
+            if now < until && !is_readmitted {
+                // Nobody better is there, and the balancer tries all.
+                return Admission::Through;
+            }
+            self.state = State::HalfOpen {
+                out: 0,
+                since: now,
+                succeeded: 0,
+            };
+        }
+        match &mut self.state {
+            State::HalfOpen {
+                out,
+                since,
+                succeeded,
+            } if *out + *succeeded < rule.probes => {
+                if *out == 0 {
+                    *since = now;
+                }
+                *out += 1;
+                Admission::Probe(self.round)
+            }
+            State::HalfOpen { .. } => Admission::Wait,
+            _ => Admission::Through,
+        }
+    }
+
+    /// Takes the end of a probe: whether it succeeded, if it says so.
+    pub(super) const fn end_probe(
+        &mut self,
+        rule: &Rule,
+        round: u64,
+        success: Option<bool>,
+    ) -> Verdict {
+        let State::HalfOpen { out, succeeded, .. } = &mut self.state else {
+            return Verdict::Undecided;
+        };
+        if self.round != round {
+            return Verdict::Undecided;
+        }
+        *out -= 1;
+        match success {
+            None => Verdict::Undecided,
+            Some(false) => Verdict::Failed,
+            Some(true) => {
+                *succeeded += 1;
+                if *succeeded < rule.probes {
+                    return Verdict::Undecided;
+                }
+                self.close();
+                Verdict::Closed
+            }
+        }
+    }
+
+    /// Ends an interval; says whether a probe has been under way for so long that it failed.
+    pub(super) fn end_interval(&mut self, rule: &Rule, now: Instant) -> bool {
+        if !self.was_ejected && self.is_closed() {
+            self.times = self.times.saturating_sub(1);
+        }
+        self.was_ejected = false;
+        match self.state {
+            State::HalfOpen { out, since, .. } => {
+                out > 0 && now.saturating_duration_since(since) >= rule.longest
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(max_ejected: f64) -> Rule {
+        Rule {
+            base: secs(30),
+            longest: secs(300),
+            jitter: Duration::ZERO,
+            max_ejected,
+            probes: 1,
+        }
+    }
+
+    const fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn so_many_may_be_ejected_at_once() {
+        let table = [
+            (0, [0, 0, 0, 0]),
+            (1, [0, 0, 0, 0]),
+            (2, [1, 1, 1, 1]),
+            (3, [1, 1, 1, 2]),
+            (5, [1, 1, 2, 4]),
+            (10, [1, 3, 5, 9]),
+            (11, [1, 3, 5, 10]),
+            (20, [2, 6, 10, 19]),
+            (25, [2, 7, 12, 24]),
+        ];
+        for (endpoints, most) in table {
+            let shares = [0.1, 0.3, 0.5, 1.0].map(|share| rule(share).most_ejected(endpoints));
+            assert_eq!(shares, most, "of {endpoints}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ejections_grow_and_quiet_intervals_shorten_them() {
+        let rule = rule(0.1);
+        let mut breaker = Breaker::new();
+        let mut now = Instant::now();
+        for length in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300] {
+            assert_eq!(
+                breaker.eject(&rule, Duration::ZERO, now),
+                now + secs(length)
+            );
+            now += secs(length);
+            assert!(!breaker.end_interval(&rule, now), "no probe is out");
+        }
+        // Half-open, and back: only then are intervals quiet.
+        let Admission::Probe(round) = breaker.admit(&rule, false, now) else {
+            panic!("a probe is due");
+        };
+        assert_eq!(breaker.end_probe(&rule, round, Some(true)), Verdict::Closed);
+        for _ in 0..7 {
+            breaker.end_interval(&rule, now);
+        }
+        assert_eq!(breaker.eject(&rule, Duration::ZERO, now), now + secs(90));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probes_decide_by_their_own_outcomes() {
+        let rule = Rule {
+            probes: 2,
+            ..rule(0.1)
+        };
+        let start = Instant::now();
+        let mut breaker = Breaker::new();
+        let until = breaker.eject(&rule, Duration::ZERO, start);
+        let just_before = until - Duration::from_millis(1);
+        assert_eq!(breaker.admit(&rule, false, just_before), Admission::Through);
+        // Two at once and no more; one given back is given out again.
+        let admit = |breaker: &mut Breaker| breaker.admit(&rule, false, until);
+        let Admission::Probe(round) = admit(&mut breaker) else {
+            panic!("a probe is due");
+        };
+        assert_eq!(admit(&mut breaker), Admission::Probe(round));
+        assert_eq!(admit(&mut breaker), Admission::Wait);
+        assert_eq!(breaker.end_probe(&rule, round, None), Verdict::Undecided);
+        assert_eq!(admit(&mut breaker), Admission::Probe(round));
+        // Of another round, says nothing.
+        assert_eq!(
+            breaker.end_probe(&rule, round - 1, Some(false)),
+            Verdict::Undecided
+        );
+        // One success is not enough, and takes no further probe than the second.
+        assert_eq!(
+            breaker.end_probe(&rule, round, Some(true)),
+            Verdict::Undecided
+        );
+        assert_eq!(admit(&mut breaker), Admission::Wait);
+        assert_eq!(
+            breaker.end_probe(&rule, round, Some(false)),
+            Verdict::Failed
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_never_ends_fails_in_the_end() {
+        let rule = rule(0.1);
+        let mut breaker = Breaker::new();
+        let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
+        assert!(matches!(
+            breaker.admit(&rule, false, until),
+            Admission::Probe(_)
+        ));
+        assert!(!breaker.end_interval(&rule, until + secs(299)));
+        assert!(breaker.end_interval(&rule, until + secs(300)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_readmitted_is_probed_at_once() {
+        let rule = rule(0.1);
+        let now = Instant::now();
+        let mut breaker = Breaker::new();
+        breaker.eject(&rule, Duration::ZERO, now);
+        assert!(matches!(
+            breaker.admit(&rule, true, now),
+            Admission::Probe(_)
+        ));
+    }
+}

@@ -1,0 +1,175 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::{RngExt, rngs::SmallRng};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::{
+    detectors::{Detectors, Reason},
+    ejection::Rule,
+    host::{Host, HostSettings},
+};
+use crate::endpoint::{Address, Endpoint, Status};
+
+/// All endpoints that outlier detection watches, judged together.
+pub(super) struct Fleet<A> {
+    rule: Rule,
+    detectors: Detectors,
+    settings: HostSettings,
+    hosts: Mutex<Hosts<A>>,
+}
+
+struct Hosts<A> {
+    /// In the order of joining.
+    list: BTreeMap<u64, Arc<Host<A>>>,
+    ids: HashMap<Endpoint<A>, u64>,
+    next_id: u64,
+    rng: SmallRng,
+}
+
+impl<A: Address> Fleet<A> {
+    pub(super) fn new(detectors: Detectors, settings: HostSettings, rng: SmallRng) -> Self {
+        Self {
+            rule: settings.rule,
+            detectors,
+            settings,
+            hosts: Mutex::new(Hosts {
+                list: BTreeMap::new(),
+                ids: HashMap::new(),
+                next_id: 0,
+                rng,
+            }),
+        }
+    }
+
+    /// Adds an endpoint, in place of the one of that address that there may have been.
+    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Arc<Host<A>> {
+        let fleet = Arc::downgrade(self);
+        let host = Arc::new(Host::new(endpoint.clone(), self.settings, fleet));
+        let mut hosts = self.hosts();
+        let id = hosts.next_id;
+        hosts.next_id += 1;
+        if let Some(previous) = hosts.ids.insert(endpoint.clone(), id) {
+            hosts.list.remove(&previous);
+        }
+        hosts.list.insert(id, host.clone());
+        host
+    }
+
+    pub(super) fn remove(&self, endpoint: &Endpoint<A>) {
+        let mut hosts = self.hosts();
+        if let Some(id) = hosts.ids.remove(endpoint) {
+            hosts.list.remove(&id);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.hosts().list.is_empty()
+    }
+
+    /// Ejects an endpoint, if the rules let it.
+    pub(super) fn eject(&self, host: &Host<A>, reason: Reason, now: Instant) {
+        self.hosts().eject(&self.rule, host, reason, now);
+    }
+
+    /// Ejects an endpoint whose probe has failed: it counts as ejected already.
+    pub(super) fn eject_again(&self, host: &Host<A>, now: Instant) {
+        self.hosts().eject_again(&self.rule, host, now);
+    }
+
+    /// Ends an interval: judges by what was counted in it. **O(n log n)**.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut hosts = self.hosts();
+        let all: Vec<_> = hosts.list.values().cloned().collect();
+        let mut judged = Vec::with_capacity(all.len());
+        let mut tallies = Vec::with_capacity(all.len());
+        for host in &all {
+            if host.end_interval(now) {
+                hosts.eject_again(&self.rule, host, now);
+            }
+            let tally = host.take_tally();
+            if host.is_closed() && host.is_candidate() {
+                judged.push(host);
+                tallies.push(tally);
+            }
+        }
+        for host in &judged {
+            if let Some(in_a_row) = host.failures_in_a_row() {
+                let reason = Reason::ConsecutiveFailures(in_a_row);
+                hosts.eject(&self.rule, host, reason, now);
+            }
+        }
+        for outlier in self.detectors.judge(&tallies) {
+            hosts.eject(&self.rule, judged[outlier.host], outlier.reason, now);
+        }
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts<A>> {
+        // Nothing under this lock panics halfway through a change.
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<A: Address> Hosts<A> {
+    fn eject(&mut self, rule: &Rule, host: &Host<A>, reason: Reason, now: Instant) {
+        if !host.may_be_ejected() {
+            return;
+        }
+        let candidates = || self.list.values().filter(|other| other.is_candidate());
+        let most = rule.most_ejected(candidates().count());
+        let ejected = candidates().filter(|other| !other.is_closed()).count();
+        let endpoint = &host.endpoint;
+        if ejected >= most {
+            debug!(%endpoint, ?reason, ejected, most, "not ejected: enough are");
+        } else if self.is_last_available(host) {
+            debug!(%endpoint, ?reason, "not ejected: no other is available");
+        } else {
+            let until = host.eject(self.jitter(rule), now);
+            let seconds = until.saturating_duration_since(now).as_secs_f64();
+            warn!(%endpoint, ?reason, seconds, ?until, "ejected");
+        }
+    }
+
+    fn eject_again(&mut self, rule: &Rule, host: &Host<A>, now: Instant) {
+        let endpoint = &host.endpoint;
+        if self.is_last_available(host) {
+            warn!(%endpoint, "readmitted though a probe failed: no other is available");
+            host.close();
+            return;
+        }
+        let until = host.eject(self.jitter(rule), now);
+        let seconds = until.saturating_duration_since(now).as_secs_f64();
+        warn!(%endpoint, reason = ?Reason::Probe, seconds, ?until, "ejected");
+    }
+
+    fn is_last_available(&self, host: &Host<A>) -> bool {
+        let is_available = |other: &Arc<Host<A>>| {
+            other.is_closed()
+                && other.is_candidate()
+                && other.endpoint.status() == Status::Available
+        };
+        let mut others = self
+            .list
+            .values()
+            .filter(|other| other.endpoint != host.endpoint);
+        !others.any(is_available)
+    }
+
+    fn jitter(&mut self, rule: &Rule) -> Duration {
+        rule.jitter.mul_f64(self.rng.random())
+    }
+}
+
+impl<A> fmt::Debug for Fleet<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet")
+            .field("settings", &self.settings)
+            .field("detectors", &self.detectors)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,312 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+use tracing::info;
+
+use super::{
+    detectors::{Reason, Tally},
+    ejection::{Admission, Breaker, Rule, Verdict},
+    fleet::Fleet,
+};
+use crate::{
+    endpoint::{Address, Endpoint},
+    load::Outcome,
+    metric,
+};
+
+/// One endpoint as outlier detection knows it: what it has shown, and whether requests go through.
+pub(super) struct Host<A> {
+    counts: Counts,
+    /// A copy of what `door` says, for the healthy request to read.
+    is_closed: AtomicBool,
+    settings: HostSettings,
+    pub(super) endpoint: Endpoint<A>,
+    door: Mutex<Breaker>,
+    /// Wakes those that were told to wait for a probe to end.
+    changed: Arc<Notify>,
+    fleet: Weak<Fleet<A>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostSettings {
+    pub(super) rule: Rule,
+    /// 0: failures in a row are not counted.
+    pub(super) consecutive_failures: u32,
+    pub(super) need_tallies: bool,
+    pub(super) need_times: bool,
+    /// In ns; 0: cancelled calls are ignored.
+    pub(super) cancelled_after: u64,
+}
+
+/// What every request writes.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Counts {
+    /// In this interval: successes in the lower half, failures in the upper one.
+    tally: AtomicU64,
+    timed: AtomicU64,
+    time_nanos: AtomicU64,
+    /// Failures since the last success.
+    in_a_row: AtomicU32,
+}
+
+/// What a request meets while its endpoint is or was ejected.
+pub(super) enum Admitted<A: Address> {
+    Through,
+    Probe(Probe<A>),
+    /// All probes are under way: another look is worth while after this.
+    Wait(Pin<Box<OwnedNotified>>),
+}
+
+/// A request's permission to go through as a probe; dropped without an outcome, it is given back.
+pub(super) struct Probe<A: Address> {
+    host: Option<Arc<Host<A>>>,
+    round: u64,
+}
+
+impl<A: Address> Host<A> {
+    pub(super) fn new(
+        endpoint: Endpoint<A>,
+        settings: HostSettings,
+        fleet: Weak<Fleet<A>>,
+    ) -> Self {
+        Self {
+            counts: Counts::default(),
+            is_closed: AtomicBool::new(true),
+            settings,
+            endpoint,
+            door: Mutex::new(Breaker::new()),
+            changed: Arc::default(),
+            fleet,
+        }
+    }
+
+    /// Returns whether requests go through as they come.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        // Relaxed: who sees it late sends one request more, or asks the door in vain.
+        self.is_closed.load(Relaxed)
+    }
+
+    pub(super) fn is_candidate(&self) -> bool {
+        self.endpoint.weight() > 0
+    }
+
+    /// Admits a request while the endpoint is or was ejected.
+    #[cold]
+    pub(super) fn admit(self: &Arc<Self>) -> Admitted<A> {
+        // Before the look, so that no change after it is missed.
+        let changed = self.changed.clone().notified_owned();
+        let is_readmitted = self.endpoint.ejected_until().is_none();
+        let rule = &self.settings.rule;
+        match self.door().admit(rule, is_readmitted, Instant::now()) {
+            Admission::Through => Admitted::Through,
+            Admission::Probe(round) => Admitted::Probe(Probe {
+                host: Some(self.clone()),
+                round,
+            }),
+            Admission::Wait => Admitted::Wait(Box::pin(changed)),
+        }
+    }
+
+    /// Returns the time at which a request starts, in ns, if it is to be known at its end; else 0.
+    #[inline]
+    pub(super) fn start(&self) -> u64 {
+        let HostSettings {
+            need_times,
+            cancelled_after,
+            ..
+        } = self.settings;
+        if cancelled_after == 0 && !(need_times && self.is_timed()) {
+            return 0;
+        }
+        metric::now()
+    }
+
+    /// Returns whether the next request is one of those that are timed: the first ones, and one in 16.
+    fn is_timed(&self) -> bool {
+        let successes = self.counts.tally.load(Relaxed) & SUCCESSES;
+        successes < 64 || successes % 16 == 0
+    }
+
+    /// Takes the outcome of a request that was no probe, and that started at `started`.
+    #[inline]
+    pub(super) fn record(&self, outcome: Outcome, started: u64) {
+        match outcome {
+            Outcome::Success => self.succeed(started),
+            Outcome::Failure => self.fail(),
+            Outcome::Ignore => {}
+        }
+    }
+
+    #[inline]
+    fn succeed(&self, started: u64) {
+        if self.counts.in_a_row.load(Relaxed) != 0 {
+            self.counts.in_a_row.store(0, Relaxed);
+        }
+        if self.settings.need_tallies {
+            self.counts.tally.fetch_add(1, Relaxed);
+        }
+        if started != 0 && self.settings.need_times {
+            let took = metric::now().saturating_sub(started);
+            self.counts.timed.fetch_add(1, Relaxed);
+            self.counts.time_nanos.fetch_add(took, Relaxed);
+        }
+    }
+
+    #[cold]
+    fn fail(&self) {
+        if !self.is_closed() {
+            return;
+        }
+        if self.settings.need_tallies {
+            self.counts.tally.fetch_add(1 << 32, Relaxed);
+        }
+        let limit = self.settings.consecutive_failures;
+        if limit == 0 {
+            return;
+        }
+        let in_a_row = self.counts.in_a_row.fetch_add(1, Relaxed).saturating_add(1);
+        // Once: while it is refused, the end of the interval asks again.
+        if in_a_row == limit {
+            if let Some(fleet) = self.fleet.upgrade() {
+                fleet.eject(self, Reason::ConsecutiveFailures(in_a_row), Instant::now());
+            }
+        }
+    }
+
+    /// Takes the failure of the service to become ready.
+    #[cold]
+    pub(super) fn fail_readiness(&self, probe: Option<Probe<A>>) {
+        match probe {
+            Some(probe) => probe.end(Some(false)),
+            None => self.fail(),
+        }
+    }
+
+    /// Takes a request that its caller has given up.
+    #[cold]
+    pub(super) fn cancel(&self, probe: Option<Probe<A>>, started: u64) {
+        let waited = metric::now().saturating_sub(started);
+        let limit = self.settings.cancelled_after;
+        let is_failure = limit > 0 && started > 0 && waited >= limit;
+        match probe {
+            Some(probe) => probe.end(is_failure.then_some(false)),
+            None if is_failure => self.fail(),
+            None => {}
+        }
+    }
+
+    /// Returns what was counted, and starts to count anew.
+    pub(super) fn take_tally(&self) -> Tally {
+        let tally = self.counts.tally.swap(0, Relaxed);
+        Tally {
+            successes: tally & SUCCESSES,
+            failures: tally >> 32,
+            timed: self.counts.timed.swap(0, Relaxed),
+            time: Duration::from_nanos(self.counts.time_nanos.swap(0, Relaxed)),
+        }
+    }
+
+    /// Returns how many failures there have been in a row, if they are too many.
+    pub(super) fn failures_in_a_row(&self) -> Option<u32> {
+        let limit = self.settings.consecutive_failures;
+        let in_a_row = self.counts.in_a_row.load(Relaxed);
+        (limit > 0 && in_a_row >= limit).then_some(in_a_row)
+    }
+
+    /// Ends an interval; says whether a probe has failed by never ending.
+    pub(super) fn end_interval(&self, now: Instant) -> bool {
+        self.door().end_interval(&self.settings.rule, now)
+    }
+
+    pub(super) fn may_be_ejected(&self) -> bool {
+        self.door().may_be_ejected()
+    }
+
+    /// Ejects the endpoint; returns until when.
+    pub(super) fn eject(&self, jitter: Duration, now: Instant) -> Instant {
+        let mut door = self.door();
+        let until = door.eject(&self.settings.rule, jitter, now);
+        self.endpoint.eject(until);
+        self.tell(door);
+        until
+    }
+
+    /// Lets all requests through again.
+    pub(super) fn close(&self) {
+        let mut door = self.door();
+        door.close();
+        self.endpoint.readmit();
+        self.tell(door);
+    }
+
+    fn end_probe(&self, round: u64, success: Option<bool>) {
+        let mut door = self.door();
+        let verdict = door.end_probe(&self.settings.rule, round, success);
+        if verdict == Verdict::Closed {
+            self.endpoint.readmit();
+            info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
+        }
+        self.tell(door);
+        if verdict == Verdict::Failed {
+            match self.fleet.upgrade() {
+                Some(fleet) => fleet.eject_again(self, Instant::now()),
+                None => self.close(),
+            }
+        }
+    }
+
+    /// Tells what the door says to those who read it and those who wait.
+    fn tell(&self, door: MutexGuard<'_, Breaker>) {
+        self.counts.in_a_row.store(0, Relaxed);
+        self.is_closed.store(door.is_closed(), Relaxed);
+        drop(door);
+        self.changed.notify_waiters();
+    }
+
+    fn door(&self) -> MutexGuard<'_, Breaker> {
+        // Nothing under this lock panics halfway through a change.
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<A: Address> Probe<A> {
+    /// Takes the probe's outcome; `None`: undecided.
+    pub(super) fn end(mut self, success: Option<bool>) {
+        if let Some(host) = self.host.take() {
+            host.end_probe(self.round, success);
+        }
+    }
+}
+
+impl<A: Address> Drop for Probe<A> {
+    fn drop(&mut self) {
+        if let Some(host) = self.host.take() {
+            host.end_probe(self.round, None);
+        }
+    }
+}
+
+impl<A: fmt::Display> fmt::Debug for Host<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("endpoint", &self.endpoint)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lower half of a tally.
+const SUCCESSES: u64 = u32::MAX as u64;
