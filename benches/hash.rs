@@ -171,6 +171,10 @@ fn builds(c: &mut Criterion) {
     let mut group = c.benchmark_group("table/1000");
     group.sample_size(10);
     let names = names(1_000);
+    group.bench_function("maglev of weights 1 to 3, build", |b| {
+        let weighted = || names.iter().zip(0..).map(|(name, i)| (&**name, 1 + i % 3));
+        b.iter(|| by_number::<tower_lb::hash::MaglevScheme>().table_for(weighted()));
+    });
     group.bench_function("crate maglev, build", |b| {
         b.iter(|| maglev::Maglev::with_capacity(black_box(&names).clone(), 65_537));
     });

@@ -82,7 +82,7 @@ impl<A> Target<A> {
     /// Sets what consistent hashing knows the backend by, in place of its address as text.
     ///
     /// A name that outlives the address, that of a stateful set's pod, say, keeps its keys when the backend
-    /// moves. Of two backends with one name, the one with the lesser address has all the keys.
+    /// moves. Of backends with one name, one has all the keys: the available one with the least address.
     #[must_use]
     pub fn hash_key(mut self, hash_key: impl Into<Arc<str>>) -> Self {
         self.hash_key = Some(hash_key.into());
@@ -226,7 +226,7 @@ impl<A> Endpoint<A> {
         self.state().priority
     }
 
-    /// Returns what consistent hashing knows the endpoint by, where discovery gave a name other than the address.
+    /// Returns what consistent hashing knows the endpoint by, where that is not its address.
     #[must_use]
     pub fn hash_key(&self) -> Option<Arc<str>> {
         self.state().hash_key.clone()

@@ -10,7 +10,9 @@ pub trait InFlight {
     fn in_flight(&self) -> usize;
 }
 
-/// Counts the requests under way at all services of a group together: what bounded loads are a share of.
+/// Counts the requests under way at all services of a group together.
+///
+/// Bounded loads are a share of that.
 ///
 /// [`PendingRequestsLayer::with_total`](crate::PendingRequestsLayer::with_total) makes such services.
 #[diagnostic::on_unimplemented(

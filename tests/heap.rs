@@ -100,6 +100,17 @@ fn a_request_allocates_nothing() {
 }
 
 #[test]
+fn replicas_allocate_nothing() {
+    let names: Vec<String> = (0..2_000).map(|i| i.to_string()).collect();
+    let policy = RingHash::by(|key: &String| key.as_bytes());
+    for n in [10, 2_000] {
+        let table = policy.table_for(names.iter().take(n).map(|name| (&**name, 1)));
+        let info = measure(|| assert_eq!(table.replicas(b"key", 10).count(), 10));
+        assert_eq!(info.count_total, 0, "of {n}");
+    }
+}
+
+#[test]
 fn an_endpoint_takes_at_most_400_bytes() {
     const N: usize = 10_000;
     fn bytes<T>(what: &str, make: impl FnOnce() -> T) -> f64 {

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     shared::{InPanic, Shared, Snapshot, Standing},
-    warmth::{Warmth, warm_up},
+    warmth::Warmths,
 };
 use crate::{
     endpoint::{Address, Endpoint, Status},
@@ -54,6 +54,8 @@ where
     worth: usize,
     stale: bool,
     in_panic: bool,
+    /// Used in slow start alone.
+    warmths: Warmths,
     last_error: Option<Arc<BoxError>>,
     /// Snapshots that a pick may be reading still: dropped here, not on a request's path.
     retired: Vec<Arc<Snapshot<A, S, P::Table>>>,
@@ -62,15 +64,9 @@ where
 
 /// Who is a member: in the order of joining, and by address.
 struct Roll<A, S> {
-    members: BTreeMap<u64, Entry<A, S>>,
+    members: BTreeMap<u64, (Endpoint<A>, S)>,
     ids: HashMap<Endpoint<A>, u64>,
     next_id: u64,
-}
-
-struct Entry<A, S> {
-    endpoint: Endpoint<A>,
-    service: S,
-    warmth: Warmth,
 }
 
 impl<D, P, S, Req, A> Driver<D, P, S, Req, A>
@@ -94,6 +90,7 @@ where
             worth: ITEMS_A_POLL,
             stale: false,
             in_panic: false,
+            warmths: Warmths::default(),
             last_error: None,
             retired: Vec::new(),
             retries: 0,
@@ -156,13 +153,7 @@ where
         let mut available = 0;
         let mut taking = 0;
         let mut members: Vec<Member<A, S>> = Vec::with_capacity(self.members.len());
-        for (
-            &id,
-            Entry {
-                endpoint, service, ..
-            },
-        ) in &self.members.members
-        {
+        for (&id, (endpoint, service)) in &self.members.members {
             let (weight, status) = endpoint.standing(now);
             if let Status::Ejected { until } = status {
                 next_change = Some(next_change.map_or(until, |end| end.min(until)));
@@ -180,12 +171,7 @@ where
             });
         }
         if let Some(slow_start) = &shared.config.slow_start {
-            let warmths = self
-                .members
-                .members
-                .values_mut()
-                .map(|entry| &mut entry.warmth);
-            if let Some(tick) = warm_up(slow_start, warmths, &mut members, now) {
+            if let Some(tick) = self.warmths.warm_up(slow_start, &mut members, now) {
                 let next = now + tick;
                 next_change = Some(next_change.map_or(next, |end| end.min(next)));
             }
@@ -330,12 +316,7 @@ impl<A: Address, S> Roll<A, S> {
                     None => info!(%endpoint, "endpoint joined"),
                 }
                 self.ids.insert(endpoint.clone(), id);
-                let entry = Entry {
-                    endpoint,
-                    service,
-                    warmth: Warmth::default(),
-                };
-                self.members.insert(id, entry);
+                self.members.insert(id, (endpoint, service));
             }
             Change::Remove(endpoint) => {
                 if let Some(id) = self.ids.remove(&endpoint) {

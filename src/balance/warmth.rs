@@ -1,12 +1,15 @@
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{health::SlowStart, policy::Member};
 
-/// How far an endpoint has warmed up.
+/// How far the endpoints of a balancer have warmed up.
+#[derive(Debug, Default)]
+pub(super) struct Warmths(BTreeMap<u64, Warmth>);
+
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Warmth {
+struct Warmth {
     state: State,
     was_available: bool,
 }
@@ -21,36 +24,37 @@ enum State {
     Warm,
 }
 
-/// Sets the members' shares to how far they have warmed up; returns when to do so again, if any has not.
-///
-/// An endpoint warms up when it joins others that are available, and when it is available again.
-pub(super) fn warm_up<'a, A: 'a, S: 'a>(
-    slow_start: &SlowStart,
-    warmths: impl Iterator<Item = &'a mut Warmth>,
-    members: &mut [Member<A, S>],
-    now: Instant,
-) -> Option<Duration> {
-    let mut warmths: Vec<&mut Warmth> = warmths.collect();
-    // Of a set that is new as a whole, nobody is warm, and nobody else is there to take the requests.
-    let joins_others = warmths.iter().any(|warmth| warmth.was_available);
-    let mut factors = Vec::with_capacity(members.len());
-    let mut is_anyone_warming = false;
-    for (warmth, member) in warmths.iter_mut().zip(&*members) {
-        let factor = warmth.follow(slow_start, member.candidate, joins_others, now);
-        is_anyone_warming |= factor.is_some();
-        factors.push(factor.unwrap_or(1.0));
+impl Warmths {
+    /// Sets the members' shares to how far they have warmed up; returns when to do so again, if any has not.
+    ///
+    /// An endpoint warms up when it joins others that are available, and when it is available again.
+    pub(super) fn warm_up<A, S>(
+        &mut self,
+        slow_start: &SlowStart,
+        members: &mut [Member<A, S>],
+        now: Instant,
+    ) -> Option<Duration> {
+        let mut before = std::mem::take(&mut self.0);
+        // Of a set that is new as a whole, nobody is warm, and nobody else is there to take the requests.
+        let joins_others = before.values().any(|warmth| warmth.was_available);
+        let mut factors = Vec::with_capacity(members.len());
+        for member in &*members {
+            let mut warmth = before.remove(&member.id).unwrap_or_default();
+            factors.push(warmth.follow(slow_start, member.candidate, joins_others, now));
+            self.0.insert(member.id, warmth);
+        }
+        if factors.iter().all(Option::is_none) {
+            return None;
+        }
+        let heaviest = members.iter().map(|member| member.weight).max()?;
+        // Whole numbers in proportion, as fine as they can be.
+        let scale = (u32::MAX / heaviest.max(1)).min(FINEST);
+        for (member, factor) in members.iter_mut().zip(factors) {
+            let share = f64::from(member.weight) * f64::from(scale) * factor.unwrap_or(1.0);
+            member.share = (share.round() as u32).max(u32::from(member.weight > 0));
+        }
+        Some((slow_start.window / STEPS).clamp(Duration::from_millis(10), Duration::from_secs(1)))
     }
-    if !is_anyone_warming {
-        return None;
-    }
-    let heaviest = members.iter().map(|member| member.weight).max()?;
-    // Whole numbers in proportion, as fine as they can be.
-    let scale = (u32::MAX / heaviest.max(1)).min(FINEST);
-    for (member, factor) in members.iter_mut().zip(factors) {
-        let share = f64::from(member.weight) * f64::from(scale) * factor;
-        member.share = (share.round() as u32).max(u32::from(member.weight > 0));
-    }
-    Some((slow_start.window / STEPS).clamp(Duration::from_millis(10), Duration::from_secs(1)))
 }
 
 impl Warmth {

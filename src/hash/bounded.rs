@@ -11,19 +11,23 @@ use crate::{
     policy::{Candidates, Choice, Member, PickContext, Policy},
 };
 
-/// Spreads by key, but lets no endpoint have more than its bounded share of the requests in flight.
+/// Spreads by key, but bounds the load of every endpoint.
 ///
-/// With `m` requests in flight at all endpoints, one of weight `w` takes another while it has fewer than
-/// `ceil(c * (m + 1) * w / sum of the weights)`, and at least one; otherwise the next one in the
-/// key's own order does, or as [`overflow`](Self::overflow) says. Made by [`HashPolicy::bounded`].
+/// With `m` requests in flight at all endpoints that may be picked, one of weight `w` takes another while it has fewer
+/// than `ceil(c * (m + 1) * w / sum of the weights)`, and at least one; otherwise the next one in the
+/// key's own order does, or as [`overflow`](Self::overflow) says. Made by [`HashPolicy::bounded`], after the
+/// policy's own settings.
 ///
 /// It reads the counts of trackers that share their total:
 /// `each(PendingRequestsLayer::default().with_total())`. Counts are exact up to the picks that are under way on
-/// other threads at the same moment. Requests still in flight at endpoints that are ejected or gone
-/// count in `m`. Where an endpoint is passed over for not being ready, the bound is that of the others alone.
+/// other threads at the same moment. What endpoints that have left still have in flight counts in `m`, what
+/// ejected and draining ones have does not. Where an endpoint is passed over for not being ready, the
+/// bound is that of the others alone.
 ///
-/// Cost: a pick reads the total and one count for each host that it looks at, on average no more than
-/// `2 / (c - 1)^2`, at the most a pass over all.
+/// Cost: a pick reads the total and one count for each host that it looks at, and one for each endpoint that may not be
+/// picked. With many keys it looks at `2 / (c - 1)^2` hosts on average at the most. A single hot key fills one host after
+/// the other of its own order, and each of its requests looks at all that are full: some microseconds for a
+/// thousand of them.
 ///
 /// Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", SODA 2018.
 ///
@@ -53,6 +57,7 @@ pub struct Bounded<C, K> {
 
 /// Where a request goes whose endpoint has its bounded share already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Overflow {
     /// To the next one in the key's own order.
     ///
@@ -62,7 +67,8 @@ pub enum Overflow {
     Next,
     /// To where the key's hash, hashed again, leads: to a random one, but the same for the same key.
     ///
-    /// The overflow of a hot endpoint spreads over all others.
+    /// Where many keys make an endpoint hot, their overflow spreads over all others. That of one hot key goes
+    /// from one random endpoint to the next.
     ///
     /// Source: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded Loads", AAAI 2021.
     Rehash,
@@ -74,6 +80,8 @@ pub struct BoundedTable<T> {
     table: HashTable<T>,
     /// Of all that may be picked.
     weights: f64,
+    /// The positions of those that may not: few, as a rule.
+    set_aside: Box<[u32]>,
 }
 
 impl<C, K> Bounded<C, K> {
@@ -117,15 +125,17 @@ impl<C: Scheme, K> Bounded<C, K> {
         hash: u64,
         mut accept: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
+        let mut hash = hash;
         if self.overflow == Overflow::Rehash {
-            for jump in 0..MOST_JUMPS {
-                let hash = if jump == 0 { hash } else { rehash(hash, jump) };
-                let owner = table.find(hash, |_| true)?;
+            for jump in 1..=MOST_JUMPS {
+                let owner = table.owner_of_hash(hash)?;
                 if accept(owner) {
                     return Some(owner);
                 }
+                hash = rehash(hash, jump);
             }
         }
+        // After so many jumps in vain, from where the last one led.
         table.find(hash, accept)
     }
 
@@ -168,7 +178,12 @@ where
 
     fn table(&self, members: &[Member<A, S>], previous: Option<&Self::Table>) -> Self::Table {
         let hosts = Hosts::of_members(members);
+        let set_aside = members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| !member.candidate);
         BoundedTable {
+            set_aside: set_aside.map(|(position, _)| position as u32).collect(),
             weights: hosts.candidates().map(|host| f64::from(host.weight)).sum(),
             table: self
                 .policy
@@ -187,16 +202,21 @@ where
             Err(choice) => return choice,
         };
         let members = candidates.members();
-        let total = members
-            .first()
-            .map(|member| member.service.total_in_flight());
+        let in_flight = |position: usize| members[position].service.in_flight();
+        let total = members.first().map(|member| {
+            let set_aside = table
+                .set_aside
+                .iter()
+                .map(|&position| in_flight(position as usize));
+            let total = member.service.total_in_flight();
+            total.saturating_sub(set_aside.sum())
+        });
         let found = total
             .filter(|_| !candidates.is_narrowed())
             .and_then(|total| {
                 self.find(&table.table, hash, |position| {
-                    let member = &members[position];
-                    let capacity = self.capacity(total, member.weight, table.weights);
-                    (member.service.in_flight() as f64) < capacity
+                    let capacity = self.capacity(total, members[position].weight, table.weights);
+                    (in_flight(position) as f64) < capacity
                 })
             });
         found
@@ -209,5 +229,5 @@ where
     }
 }
 
-/// If nine in ten have no room, one in a thousand keys has not found any by then; it goes the usual way.
+/// If nine in ten have no room, one in a thousand of many keys has not found any by then.
 const MOST_JUMPS: u64 = 64;

@@ -4,8 +4,7 @@ use std::{error::Error, fmt};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum HashSettingError {
-    /// A ring of at least `min` and at most `max` points, where `min` is 0 or above `max`, or `max` above
-    /// 8 388 608.
+    /// A ring whose least size is 0 or above its largest, or whose largest is above 8 388 608.
     RingSize {
         /// The least number of points asked for.
         min: usize,

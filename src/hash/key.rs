@@ -5,16 +5,16 @@ use twox_hash::XxHash64;
 /// Finds the key that a request is spread by.
 ///
 /// [`borrowed`], [`owned`] and [`hashed`] make one from a closure. A tuple of up to four keys combines them in
-/// order: each one that is there is hashed with the hash of those before it as its seed, and those
-/// that are not there are skipped.
+/// order: the hash of each one that is there is hashed again, with that of those before it as the
+/// seed; those that are not there are skipped.
 ///
 /// ```
-/// use tower_lb::hash::{RingHash, borrowed, hashed};
+/// use tower_lb::hash::{RingHash, borrowed, owned};
 ///
 /// struct Request { tenant: u64, session: Option<String> }
 ///
 /// let by_tenant_and_session = RingHash::by_key((
-///     hashed(|request: &Request| Some(request.tenant)),
+///     owned(|request: &Request| Some(request.tenant.to_le_bytes())),
 ///     borrowed(|request: &Request| request.session.as_deref().map(str::as_bytes)),
 /// ));
 /// # let _ = by_tenant_and_session;
@@ -26,6 +26,7 @@ pub trait HashKey<Req>: Send + Sync + 'static {
 
 /// What becomes of a request without a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OnMissing {
     /// It goes to a random endpoint, in proportion to the weights.
     #[default]
@@ -58,7 +59,7 @@ where
     Borrowed(key)
 }
 
-/// Makes a key of bytes that are put together for each request: a `String`, a `Vec<u8>`, an array.
+/// Makes a key of bytes that each request has made: a `String`, a `Vec<u8>`, an array.
 pub const fn owned<Req, F, B>(key: F) -> Owned<F>
 where
     F: Fn(&Req) -> Option<B>,
@@ -70,7 +71,8 @@ where
 /// Makes a key of a number that is a good hash already.
 ///
 /// It is taken as it is, so that it must be spread over all 64 bits: numbers that count up from 0 all go to
-/// one endpoint. After another key, or with a [`hash_seed`](super::HashPolicy::hash_seed), it is hashed.
+/// one endpoint. With a [`hash_seed`](super::HashPolicy::hash_seed) it is hashed once more. For a number
+/// that is no hash, take [`owned`] and its `to_le_bytes()`.
 pub const fn hashed<Req, F>(key: F) -> Hashed<F>
 where
     F: Fn(&Req) -> Option<u64>,
@@ -127,8 +129,12 @@ macro_rules! combined {
             fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
                 #[allow(non_snake_case)] // named as their types
                 let ($($key,)+) = self;
-                let mut all = None;
-                $(all = $key.hash(request, all.unwrap_or(seed)).or(all);)+
+                let mut all: Option<u64> = None;
+                $(
+                    if let Some(hash) = $key.hash(request, seed) {
+                        all = Some(all.map_or(hash, |before| rehash(hash, before)));
+                    }
+                )+
                 all
             }
         }
@@ -213,8 +219,15 @@ mod tests {
         assert_eq!(hash(Request(None, None)), None);
         assert_eq!(hash(Request(Some("foo"), None)), Some(foo));
         assert_eq!(hash(Request(None, Some(7))), Some(7));
-        assert_eq!(hash(Request(Some("foo"), Some(7))), Some(rehash(7, foo)));
-        let turned = (number(), bytes()).hash(&Request(Some("foo"), Some(7)), 0);
-        assert_eq!(turned, Some(hash_bytes(b"foo", 7)));
+        // XXH64 of 07 00 00 00 00 00 00 00, its seed that of "foo".
+        assert_eq!(
+            hash(Request(Some("foo"), Some(7))),
+            Some(14_085_261_269_317_427_646)
+        );
+        let turned =
+            |number| (self::number(), bytes()).hash(&Request(Some("foo"), Some(number)), 0);
+        assert_eq!(turned(7), Some(rehash(foo, 7)));
+        assert_ne!(turned(0), turned(7));
+        assert_ne!(turned(0), Some(foo), "a hash of 0 is one, too");
     }
 }

@@ -4,7 +4,7 @@ use super::{
     error::HashSettingError,
     hosts::{Host, Hosts},
     key::hash_bytes,
-    table::{Lookup, Scheme},
+    table::{Lookup, Scheme, sealed::Sealed},
 };
 
 /// The settings of a [`Maglev`](super::Maglev) policy: the size of its table.
@@ -59,13 +59,20 @@ impl Default for MaglevScheme {
     }
 }
 
+impl Sealed for MaglevScheme {}
+impl Sealed for MaglevTable {}
+
 impl Scheme for MaglevScheme {
     type Table = MaglevTable;
 
     fn build(&self, hosts: &Hosts, previous: Option<(&Hosts, &MaglevTable)>) -> MaglevTable {
         let slots = match previous {
             // Who may be picked makes no difference: who may not is passed over.
-            Some((before, table)) if before.are_alike(hosts) => table.slots.clone(),
+            Some((before, table))
+                if table.divisor.divisor == u64::from(self.slots) && before.are_alike(hosts) =>
+            {
+                table.slots.clone()
+            }
             _ => Arc::new(Slots::build(hosts, self.slots)),
         };
         let position = |host: &Host| {
@@ -163,12 +170,7 @@ fn fill<T: Clone + Default>(hosts: &Hosts, slots: u32, number: impl Fn(usize) ->
         left -= 1;
         left > 0
     };
-    match hosts.common_weight() {
-        Some(_) => while (0..hosts.as_slice().len()).all(&mut take) {},
-        None => {
-            let _ = turns(hosts).all(take);
-        }
-    }
+    for_each_turn(hosts, &mut take);
     owners.into()
 }
 
@@ -208,32 +210,54 @@ impl Walk {
     }
 }
 
-/// Yields whose turn it is to take a slot: round after round, the lighter hosts passed over in some.
+/// Has the hosts take a slot in turns, while `take` says so: round after round, the lighter ones passed over in some.
 ///
-/// In round `k` (from 1) a host of weight `w` that has had `j` turns takes another if `k * w >= j * max w`.
-fn turns(hosts: &Hosts) -> impl Iterator<Item = usize> {
+/// In round `k` (from 1) a host of weight `w` that has had `j` turns has another if `k * w >= j * max w`.
+fn for_each_turn(hosts: &Hosts, take: &mut impl FnMut(usize) -> bool) {
     let weights: Vec<u64> = hosts
         .as_slice()
         .iter()
         .map(|host| host.weight.into())
         .collect();
     let heaviest = weights.iter().copied().max().unwrap_or(0);
+    let sum: u64 = weights.iter().sum();
+    // At most five million turns of a weight below 2^32.
+    let mut targets = vec![0_u64; weights.len()];
+    if heaviest * weights.len() as u64 > sum * MOST_PASSES {
+        return for_each_turn_by_heap(&weights, heaviest, take);
+    }
+    for round in 1_u64.. {
+        for (host, (target, &weight)) in targets.iter_mut().zip(&weights).enumerate() {
+            if round * weight < *target {
+                continue;
+            }
+            *target += heaviest;
+            if !take(host) {
+                return;
+            }
+        }
+        if weights.is_empty() {
+            return;
+        }
+    }
+}
+
+/// The same where in most rounds nearly all hosts would be passed over.
+fn for_each_turn_by_heap(weights: &[u64], heaviest: u64, take: &mut impl FnMut(usize) -> bool) {
     // The next turns, by round and then by host. Everyone has one in the first round.
     let mut next: BinaryHeap<_> = (0..weights.len())
-        .map(|host| Reverse((1_u64, host)))
+        .map(|host| Reverse((1_u64, host, 0_u64)))
         .collect();
-    let mut had = vec![0_u64; weights.len()];
-    std::iter::from_fn(move || {
-        let mut turn = next.peek_mut()?;
-        let Reverse((round, host)) = *turn;
-        had[host] += 1;
-        // At most five million turns of a weight below 2^32.
-        let round = (had[host] * heaviest)
-            .div_ceil(weights[host])
-            .max(round + 1);
-        *turn = Reverse((round, host));
-        Some(host)
-    })
+    while let Some(mut turn) = next.peek_mut() {
+        let Reverse((round, host, had)) = *turn;
+        let had = had + 1;
+        let round = (had * heaviest).div_ceil(weights[host]).max(round + 1);
+        *turn = Reverse((round, host, had));
+        drop(turn);
+        if !take(host) {
+            return;
+        }
+    }
 }
 
 impl Divisor {
@@ -273,6 +297,9 @@ const fn is_prime(n: u32) -> bool {
 
 const NOT_NOW: u32 = u32::MAX;
 
+/// So many hosts are passed over for each turn, on average, before a heap finds the next one sooner.
+const MOST_PASSES: u64 = 16;
+
 /// A hundred slots each for 655 hosts: shares within 1 %. Envoy's and the paper's choice.
 const SLOTS: u32 = 65_537;
 
@@ -307,6 +334,34 @@ mod tests {
                 let remainder = Divisor::new(divisor).remainder(n);
                 assert_eq!(remainder, n % u64::from(divisor), "{n} mod {divisor}");
             }
+        }
+    }
+
+    #[test]
+    fn both_ways_to_find_the_next_turn_agree() {
+        for weights in [
+            &[1, 1, 1][..],
+            &[1, 2],
+            &[5, 1, 1],
+            &[7, 3, 2, 2, 9],
+            &[1, 1_000, 1],
+        ] {
+            let keys: Vec<String> = (0..weights.len()).map(|i| i.to_string()).collect();
+            let hosts = Hosts::of_keys(keys.iter().map(|key| &**key).zip(weights.iter().copied()));
+            let weights: Vec<u64> = weights.iter().map(|&weight| weight.into()).collect();
+            let heaviest = weights.iter().copied().max().unwrap();
+            type Take<'a> = &'a mut dyn FnMut(usize) -> bool;
+            let first = |turns: &dyn Fn(Take<'_>)| {
+                let mut hosts = Vec::new();
+                turns(&mut |host| {
+                    hosts.push(host);
+                    hosts.len() < 500
+                });
+                hosts
+            };
+            let by_rounds = first(&|mut take| for_each_turn(&hosts, &mut take));
+            let by_heap = first(&|mut take| for_each_turn_by_heap(&weights, heaviest, &mut take));
+            assert_eq!(by_rounds, by_heap, "{weights:?}");
         }
     }
 

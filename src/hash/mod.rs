@@ -54,7 +54,7 @@
 //! # Bounded loads
 //!
 //! Hashing alone knows no load: one hot key melts its host. [`bounded`](HashPolicy::bounded) caps every host at so many times
-//! the mean of requests in flight, and sends what is above to other hosts of the key. It costs a request some 20 ns
+//! the mean of requests in flight, and sends what is above to other hosts of the key. It costs a request some 30 ns
 //! more: the shared total's increment and decrement, and the reading of both counts. A bound of 1.25 keeps
 //! hosts within 25 % of the mean and displaces some keys whenever load is skewed; 2 displaces only what is really hot.
 //!
@@ -65,6 +65,7 @@
 //! | an endpoint is ejected, unhealthy, not ready | its keys go to the next host in their own order, and come home when it is back | the same |
 //! | an endpoint leaves or is drained | its keys alone | and some .6 % of the others |
 //! | an endpoint joins | keys to it alone | and some .6 % of the others |
+//! | a ring outgrows eight million [points](HashPolicy::points) | half of all | |
 //! | a weight changes | keys to or from that endpoint alone | and a few others |
 //!
 //! The hashes are a promise: to change what key goes where is a breaking release.

@@ -12,7 +12,7 @@ use crate::{
     policy::{Candidates, Choice, Member, PickContext, Policy},
 };
 
-/// Sends equal keys to the same endpoint, by a [scheme](super#which-one-when) `C` and a [`HashKey`] `K`.
+/// Sends equal keys to the same endpoint, by a [scheme](super#which-one-when) and a [`HashKey`].
 ///
 /// Written by its aliases: [`RingHash`](super::RingHash), [`Maglev`](super::Maglev),
 /// [`Rendezvous`](super::Rendezvous). Hosts are told apart by [`Target::hash_key`](crate::Target::hash_key), or their address as
@@ -52,7 +52,7 @@ impl<C: Scheme, F> HashPolicy<C, Bytes<F>> {
 }
 
 impl<C: Scheme, K> HashPolicy<C, K> {
-    /// Spreads by any key: one that may miss, that is made for the request, is a number, or a combination.
+    /// Spreads by any key: one that may miss, is made, is a number, or a combination.
     #[must_use]
     pub fn by_key(key: K) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl<C: Scheme, K> HashPolicy<C, K> {
 
     /// Builds the table of this policy for a list of host keys and weights, without a balancer.
     ///
-    /// Its positions are those of the list; hosts of weight 0 have no share.
+    /// Its positions are those of the list; hosts of weight 0 have no share, and of equal keys only the heaviest.
     ///
     /// ```
     /// use tower_lb::hash::{Maglev, hashed};
@@ -116,7 +116,7 @@ impl<C: Scheme, K> HashPolicy<C, K> {
         self.build(Hosts::of_keys(hosts), None)
     }
 
-    /// Builds the table of another list, with what it can take over from a table of this policy.
+    /// Builds the table of another list from one that this policy made before.
     ///
     /// The same table as [`table_for`](Self::table_for) makes, sooner: a balancer does so with each change.
     pub fn table_from<'a>(
@@ -135,6 +135,16 @@ impl<C: Scheme, K> HashPolicy<C, K> {
         HashTable::new(&self.scheme, hosts, self.hash_seed, previous)
     }
 
+    /// Returns the hash that a request is placed by; `None` if it has no key.
+    ///
+    /// What [`HashTable::order`] asks for.
+    pub fn hash_of<Req>(&self, request: &Req) -> Option<u64>
+    where
+        K: HashKey<Req>,
+    {
+        self.key.hash(request, self.hash_seed)
+    }
+
     /// Returns the hash of a request's key, or what to answer without one.
     #[inline]
     pub(super) fn hash<Req>(&self, cx: &mut PickContext<'_, Req>) -> Result<u64, Choice>
@@ -142,7 +152,7 @@ impl<C: Scheme, K> HashPolicy<C, K> {
         K: HashKey<Req>,
     {
         let request = cx.request().ok_or(Choice::NeedsRequest)?;
-        match self.key.hash(request, self.hash_seed) {
+        match self.hash_of(request) {
             Some(hash) => Ok(hash),
             None if self.on_missing == OnMissing::Random => Ok(cx.random()),
             None => Err(Choice::MissingKey),
@@ -158,20 +168,24 @@ impl<K> HashPolicy<RingScheme, K> {
     /// Sets the points of a host for each unit of its weight, 1 to 65 536. Default 256.
     ///
     /// More of them share more evenly, to some `1 / sqrt(points)`, and cost memory and time to build. A
-    /// change of one host's weight, or of the set, moves only that host's keys. So that huge weights do not
-    /// fill the memory, a ring of more than four million points has half as many for each host, or a
-    /// quarter, and so on.
+    /// change of one host's weight, or of the set, moves only that host's keys.
+    ///
+    /// With large weights, set fewer: a ring of more than eight million points has half as many for each unit, or a
+    /// quarter, and so on, and says so in a `warn` event. When the set grows or shrinks past that border, half
+    /// of all keys move.
     ///
     /// # Errors
     ///
     /// If it is none of these.
     pub fn points(mut self, points: u32) -> Result<Self, HashSettingError> {
-        self.scheme = RingScheme::per_weight(points)?;
+        self.scheme.set_points(points)?;
         Ok(self)
     }
 
-    /// Sizes the ring as Envoy and gRPC do: `min` points in all or more, so that the lightest host
-    /// has whole ones, but at most `max`. Envoy's are 1 024 and 8 388 608, gRPC's 1 024 and 4 096.
+    /// Sizes the ring as Envoy and gRPC do: by its number of points in all.
+    ///
+    /// `min` or more, so that the lightest host has whole ones, but at most `max`. Envoy's are 1 024 and 8 388 608,
+    /// gRPC's 1 024 and 4 096.
     ///
     /// For rings that must be the same as theirs: a change of the set moves keys between hosts that did not
     /// change, for each gets more points or fewer. A host may have none where there are fewer points
@@ -181,7 +195,7 @@ impl<K> HashPolicy<RingScheme, K> {
     ///
     /// Unless `1 <= min <= max <= 8388608`.
     pub fn total(mut self, min: usize, max: usize) -> Result<Self, HashSettingError> {
-        self.scheme = RingScheme::total(min, max)?;
+        self.scheme.set_total(min, max)?;
         Ok(self)
     }
 

@@ -1,7 +1,7 @@
 use super::{
     hosts::Hosts,
     key::{hash_bytes, rehash},
-    table::{Lookup, Scheme},
+    table::{Lookup, Scheme, sealed::Sealed},
 };
 
 /// The settings of a [`Rendezvous`](super::Rendezvous) policy: none.
@@ -38,6 +38,9 @@ pub struct Bids {
     /// The last one yielded: its score, and its number among the bidders.
     last: Option<(f64, usize)>,
 }
+
+impl Sealed for RendezvousScheme {}
+impl Sealed for RendezvousTable {}
 
 impl Scheme for RendezvousScheme {
     type Table = RendezvousTable;

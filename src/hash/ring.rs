@@ -1,30 +1,31 @@
 use std::{cmp::Ordering, sync::Arc};
 
+use tracing::warn;
+
 use super::{
     error::HashSettingError,
     hosts::{Host, Hosts},
     key::hash_bytes,
-    table::{Lookup, Scheme},
+    table::{Lookup, Scheme, sealed::Sealed},
 };
 
-/// The settings of a [`RingHash`](super::RingHash): how many points each host has on the ring.
+/// The settings of a [`RingHash`](super::RingHash): how many points each host has.
 #[derive(Clone, Debug)]
 pub struct RingScheme {
     sizing: Sizing,
+    /// In which a fixed total is dealt out.
+    order: HostOrder,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Sizing {
     PerWeight(u32),
-    Total {
-        min: usize,
-        max: usize,
-        order: HostOrder,
-    },
+    Total { min: usize, max: usize },
 }
 
-/// The order in which the points of a ring of a given total size are dealt out to the hosts.
+/// The order in which hosts get the points of a ring of fixed size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HostOrder {
     /// By their keys, so that the order of a list is of no account.
     #[default]
@@ -37,7 +38,7 @@ pub enum HostOrder {
 ///
 /// Point `j` of a host is at `XXH64(key + "_" + decimal(j))`; a key belongs to the first point at or after
 /// its own hash. Cost: a lookup is **O(log points)** and usually a few steps, for an index by the
-/// top bits leads to within two points of the place; 12 to 16 bytes a point.
+/// top bits leads to the few points around the place; 14 to 16 bytes a point.
 ///
 /// Source: Karger et al., "Consistent Hashing and Random Trees", STOC 1997; the points are those of
 /// Envoy's `RING_HASH` and gRPC's `ring_hash` (A42).
@@ -61,34 +62,35 @@ struct Points {
 }
 
 impl RingScheme {
-    pub(super) fn per_weight(points: u32) -> Result<Self, HashSettingError> {
+    pub(super) const fn set_points(&mut self, points: u32) -> Result<(), HashSettingError> {
         if points == 0 || points > MOST_POINTS_A_UNIT {
             return Err(HashSettingError::Points(points));
         }
-        let sizing = Sizing::PerWeight(points);
-        Ok(Self { sizing })
+        self.sizing = Sizing::PerWeight(points);
+        Ok(())
     }
 
-    pub(super) fn total(min: usize, max: usize) -> Result<Self, HashSettingError> {
-        if min == 0 || min > max || max > MOST_POINTS_IN_TOTAL {
+    pub(super) const fn set_total(
+        &mut self,
+        min: usize,
+        max: usize,
+    ) -> Result<(), HashSettingError> {
+        if min == 0 || min > max || max > MOST_POINTS {
             return Err(HashSettingError::RingSize { min, max });
         }
-        let order = HostOrder::default();
-        let sizing = Sizing::Total { min, max, order };
-        Ok(Self { sizing })
+        self.sizing = Sizing::Total { min, max };
+        Ok(())
     }
 
-    pub(super) const fn set_order(&mut self, to: HostOrder) {
-        if let Sizing::Total { order, .. } = &mut self.sizing {
-            *order = to;
-        }
+    pub(super) const fn set_order(&mut self, order: HostOrder) {
+        self.order = order;
     }
 
     /// Returns how many points each host is to have.
     fn counts(&self, hosts: &[Host]) -> Box<[u32]> {
         match self.sizing {
             Sizing::PerWeight(points) => counts_per_weight(hosts, points),
-            Sizing::Total { min, max, order } => counts_of_total(hosts, min, max, order),
+            Sizing::Total { min, max } => counts_of_total(hosts, min, max, self.order),
         }
     }
 }
@@ -97,9 +99,13 @@ impl Default for RingScheme {
     fn default() -> Self {
         Self {
             sizing: Sizing::PerWeight(POINTS_A_UNIT),
+            order: HostOrder::default(),
         }
     }
 }
+
+impl Sealed for RingScheme {}
+impl Sealed for RingTable {}
 
 impl Scheme for RingScheme {
     type Table = RingTable;
@@ -235,16 +241,26 @@ impl Points {
     /// Returns the first point at or after `hash`; the number of points if that is past the last one.
     #[inline]
     fn at_or_after(&self, hash: u64) -> usize {
-        let mut from = self.index[(hash >> self.shift) as usize] as usize;
+        let entry = (hash >> self.shift) as usize;
+        let from = self.index[entry] as usize;
         // The place is among the next few: to compare with all of them costs less than to guess which.
-        while let Some(next) = self.hashes.get(from..from + PADDING) {
-            let before: usize = next.iter().map(|&point| usize::from(point < hash)).sum();
-            from += before;
-            if before < PADDING {
-                break;
-            }
+        let next = &self.hashes[from..from + PADDING];
+        let before: usize = next.iter().map(|&point| usize::from(point < hash)).sum();
+        if before < PADDING {
+            from + before
+        } else {
+            self.farther_on(entry, from + PADDING, hash)
         }
-        from
+    }
+
+    /// Finds the point where an entry of the index has many.
+    #[cold]
+    fn farther_on(&self, entry: usize, from: usize, hash: u64) -> usize {
+        let to = self
+            .index
+            .get(entry + 1)
+            .map_or(self.len, |&to| to as usize);
+        from + self.hashes[from..to.max(from)].partition_point(|&point| point < hash)
     }
 }
 
@@ -272,7 +288,7 @@ impl Lookup for RingTable {
 
 /// Finds which hosts keep their points, by their position before, and which are to get new ones.
 ///
-/// Both lists of hosts are in the order of their identities.
+/// Both lists of hosts are in the order of their keys.
 fn compare(
     hosts: &Hosts,
     counts: &[u32],
@@ -286,12 +302,8 @@ fn compare(
     let mut before = before.peekable();
     let mut changed = Vec::new();
     for (i, host) in hosts.as_slice().iter().enumerate() {
-        let identity = host.identity();
-        while before
-            .next_if(|(old, _)| old.identity() < identity)
-            .is_some()
-        {}
-        let same = |&(old, count): &(&Host, u32)| old.identity() == identity && count == counts[i];
+        while before.next_if(|(old, _)| old.key < host.key).is_some() {}
+        let same = |&(old, count): &(&Host, u32)| old.key == host.key && count == counts[i];
         match before.next_if(same) {
             Some((old, _)) => kept[old.position as usize] = host.position,
             None => changed.push(i),
@@ -314,7 +326,7 @@ fn push_points(host: &Host, count: u32, points: &mut Vec<(u64, u32)>) {
     }
 }
 
-/// So many points for each unit of weight, halved as often as it takes to stay below the most.
+/// So many points for each unit of weight, halved as often as it takes not to have more than the most.
 fn counts_per_weight(hosts: &[Host], points: u32) -> Box<[u32]> {
     let sum: u64 = hosts.iter().map(|host| u64::from(host.weight)).sum();
     // At most 2^32 hosts of a weight below 2^32, and 2^16 points: 80 bits.
@@ -322,6 +334,14 @@ fn counts_per_weight(hosts: &[Host], points: u32) -> Box<[u32]> {
     let mut halvings = 0;
     while total >> halvings > MOST_POINTS as u128 {
         halvings += 1;
+    }
+    if halvings > 0 {
+        warn!(
+            total,
+            most = MOST_POINTS,
+            halvings,
+            "too many points for a ring: fewer points a unit of weight suit such weights"
+        );
     }
     let count = |host: &Host| (u64::from(host.weight) * u64::from(points)) >> halvings;
     hosts.iter().map(|host| count(host).max(1) as u32).collect()
@@ -359,8 +379,6 @@ const PADDING: usize = 4;
 const POINTS_A_UNIT: u32 = 256;
 const MOST_POINTS_A_UNIT: u32 = 1 << 16;
 
-/// Four million points, 64 MB: weights of 100 for 160 hosts, or 16 000 hosts of weight 1.
-const MOST_POINTS: usize = 1 << 22;
-
-/// The limit of Envoy's configuration.
-const MOST_POINTS_IN_TOTAL: usize = 1 << 23;
+/// Eight million points, 130 MB: weights of 100 for 320 hosts, or 32 000 hosts of weight 1. The limit of Envoy's
+/// configuration, too.
+const MOST_POINTS: usize = 1 << 23;

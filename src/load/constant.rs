@@ -2,7 +2,7 @@ use std::task::{Context, Poll};
 
 use tower::{Layer, Service, load::Load};
 
-use crate::metric::InFlight;
+use crate::metric::{InFlight, TotalInFlight};
 
 /// Gives a service a load that never changes: for tests, and costs that are known beforehand.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,12 @@ impl<S, M: Clone + PartialOrd> Load for Constant<S, M> {
 impl<S: InFlight, M> InFlight for Constant<S, M> {
     fn in_flight(&self) -> usize {
         self.service.in_flight()
+    }
+}
+
+impl<S: TotalInFlight, M> TotalInFlight for Constant<S, M> {
+    fn total_in_flight(&self) -> usize {
+        self.service.total_in_flight()
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     ewma::{Level, LevelReading, Settings},
     track::{Handle, TrackFuture},
 };
-use crate::metric::{self, Cost, InFlight, PickClock};
+use crate::metric::{self, Cost, InFlight, PickClock, TotalInFlight};
 
 /// Measures a service by its recent peak latency times its requests in flight.
 ///
@@ -249,6 +249,13 @@ impl<S: Clone, C: Clone, K: Clone> Clone for PeakEwma<S, C, K> {
 impl<S, C, K> InFlight for PeakEwma<S, C, K> {
     fn in_flight(&self) -> usize {
         self.shared.ages.read().0 as usize
+    }
+}
+
+/// The total of the wrapped service.
+impl<S: TotalInFlight, C, K> TotalInFlight for PeakEwma<S, C, K> {
+    fn total_in_flight(&self) -> usize {
+        self.service.total_in_flight()
     }
 }
 

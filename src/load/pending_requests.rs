@@ -52,8 +52,8 @@ pub struct PendingRequestsLayer<C = CompleteOnResponse, T = ()> {
 #[derive(Clone, Debug, Default)]
 pub struct SharedTotal(Arc<CacheLine<()>>);
 
-/// What a tracker adds its requests to, beside its own count: nothing, `()`, or a [`SharedTotal`].
-pub trait Totals: Clone {
+/// What a tracker adds its requests to, beside its own count: nothing, `()`, or a [`SharedTotal`]. Sealed.
+pub trait Totals: Clone + sealed::Sealed {
     /// Keeps one request counted until it is dropped.
     type Guard;
 
@@ -228,4 +228,11 @@ impl Totals for SharedTotal {
             _request: Arc::downgrade(&self.0),
         }
     }
+}
+
+mod sealed {
+    #[allow(unnameable_types)] // so that nobody else implements it
+    pub trait Sealed {}
+    impl Sealed for () {}
+    impl Sealed for super::SharedTotal {}
 }

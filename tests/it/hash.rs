@@ -587,7 +587,7 @@ mod laws {
         ) {
             let hosts = ports(&weights);
             let ring = table(&policy!(RingHash).points(65_536).unwrap(), &hosts);
-            prop_assert!(ring.get_ref().points().count() <= (1 << 22) + weights.len());
+            prop_assert!(ring.get_ref().points().count() <= (1 << 23) + weights.len());
             prop_assert_eq!(ring.order(7).count(), weights.iter().filter(|&&weight| weight > 0).count());
         }
 
@@ -642,6 +642,33 @@ mod laws {
             );
         }
         assert!(policy!(Rendezvous).bounded(1.0).is_ok());
+    }
+
+    #[test]
+    fn settings_may_come_in_any_order() {
+        let counts = |policy: &RingHash<_>| {
+            let hosts = [("c".into(), 1), ("b".into(), 1), ("a".into(), 1)];
+            let mut counts = [0; 3];
+            table(policy, &hosts)
+                .get_ref()
+                .points()
+                .for_each(|(_, i)| counts[i] += 1);
+            counts
+        };
+        let order = HostOrder::AsGiven;
+        let before = policy!(RingHash).host_order(order).total(1, 2).unwrap();
+        let after = policy!(RingHash).total(1, 2).unwrap().host_order(order);
+        assert_eq!((counts(&before), counts(&after)), ([1, 1, 0], [1, 1, 0]));
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_not_taken_over() {
+        let small = policy!(Maglev)
+            .table_size(7)
+            .unwrap()
+            .table_for([("a", 1), ("b", 1)]);
+        let table = policy!(Maglev).table_from([("a", 1), ("b", 1)], &small);
+        assert_eq!(table.get_ref().slots().flatten().count(), 65_537);
     }
 
     #[test]
@@ -926,34 +953,133 @@ mod balanced {
         }
     }
 
-    /// 100 hosts of 100 points, a bound of 1.25, 1000 keys a host: .14 % of the keys are displaced on average; the
-    /// rings of other names have up to three times that, or none.
+    type BoundedByNumber<C> = hash::Bounded<C, hash::Hashed<fn(&u64) -> Option<u64>>>;
+    type Bound<C> = Balance<
+        BoundedByNumber<C>,
+        PendingRequests<Client, CompleteOnResponse, load::SharedTotal>,
+        u64,
+        usize,
+    >;
+
+    async fn bounded<C: Scheme>(
+        policy: BoundedByNumber<C>,
+        targets: impl IntoIterator<Item = Target<usize>>,
+        servers: &[Server],
+    ) -> Bound<C> {
+        let balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(policy))
+            .layer(each(PendingRequestsLayer::default().with_total()))
+            .layer(fixed(targets.into_iter().collect::<Vec<_>>()))
+            .service(factory(servers));
+        settle().await;
+        balance
+    }
+
+    type Answer<C> = <Bound<C> as Service<u64>>::Future;
+
+    /// Sends a request that hangs; returns it.
+    async fn hang<C: Scheme>(balance: &mut Bound<C>, key: u64) -> task::Spawn<Answer<C>> {
+        balance.ready().await.unwrap();
+        let mut answer = task::spawn(balance.call(key));
+        assert_pending!(answer.poll());
+        answer
+    }
+
+    /// 100 hosts of 100 points, a bound of 1.25, 1000 keys a host: .14 % of the keys are displaced, counted as the
+    /// difference between what each host has and what it would have without the bound.
     #[tokio::test(start_paused = true)]
     async fn a_bound_displaces_few_keys() {
-        let servers = servers(&vec![Behaviour::Hang; 100]);
-        let policy = by_number::<hash::RingScheme>().points(100).unwrap();
-        let mut balance: Balance<_, PendingRequests<Client, _, _>, u64, usize> =
-            ServiceBuilder::new()
-                .layer(BalanceLayer::new(policy.bounded(1.25).unwrap()))
-                .layer(each(PendingRequestsLayer::default().with_total()))
-                .layer(fixed(0..100))
-                .service(factory(&servers));
-        settle().await;
-        let mut answers = Vec::new();
-        let mut wanted = vec![0_usize; 100];
-        for hash in hashes(100_000) {
-            let owner = balance.with_table(|_, table| table.get_ref().order(hash).next());
-            wanted[owner.unwrap()] += 1;
-            balance.ready().await.unwrap();
-            let mut answer = task::spawn(balance.call(hash));
-            assert_pending!(answer.poll());
-            answers.push(answer);
+        let (mut difference, mut elsewhere) = (0, 0);
+        let rings = 8;
+        for ring in 0..rings {
+            let servers = servers(&[Behaviour::Hang; 100]);
+            let policy = by_number::<hash::RingScheme>().points(100).unwrap();
+            let named = |i| Target::new(i).hash_key(format!("{ring}-{i}"));
+            let policy = policy.bounded(1.25).unwrap();
+            let mut balance = bounded(policy, (0..100).map(named), &servers).await;
+            let mut answers = Vec::new();
+            let mut wanted = vec![0_usize; 100];
+            for hash in hashes(100_000) {
+                let owner = balance.with_table(|_, table| table.get_ref().owner_of_hash(hash));
+                let owner = owner.unwrap();
+                wanted[owner] += 1;
+                let before = servers[owner].calls();
+                answers.push(hang(&mut balance, hash).await);
+                elsewhere += usize::from(servers[owner].calls() == before);
+            }
+            assert!(servers.iter().all(|server| server.calls() <= 1_250));
+            let differences = servers.iter().zip(wanted);
+            difference += differences
+                .map(|(server, wanted)| server.calls().abs_diff(wanted))
+                .sum::<usize>()
+                / 2;
         }
-        let surplus = |(server, &wanted): (&Server, &usize)| server.calls().abs_diff(wanted);
-        let displaced: usize = servers.iter().zip(&wanted).map(surplus).sum::<usize>() / 2;
-        println!("displaced: {displaced} of 100 000");
-        assert!(displaced < 500, "{displaced}");
-        assert!(servers.iter().all(|server| server.calls() <= 1_250));
+        let share = |n: usize| n as f64 / (rings * 100_000) as f64;
+        println!("displaced {:.5}, reference .0014", share(difference));
+        println!(
+            "sent elsewhere, of those that others made room for too: {:.5}",
+            share(elsewhere)
+        );
+        assert!((0.0011..0.0017).contains(&share(difference)));
+    }
+
+    /// What hangs at an endpoint that is ejected gives the others no more room.
+    #[tokio::test(start_paused = true)]
+    async fn requests_in_flight_at_an_ejected_endpoint_do_not_loosen_the_bound() {
+        let servers = servers(&[Behaviour::Hang; 10]);
+        let policy = by_number::<hash::RingScheme>().bounded(1.25).unwrap();
+        let mut balance = bounded(policy, (0..10).map(Target::new), &servers).await;
+        let mut stuck = Vec::new();
+        for endpoint in balance.endpoints().iter().skip(1) {
+            endpoint.endpoint().mark_unhealthy();
+        }
+        settle().await;
+        for hash in hashes(1_000) {
+            stuck.push(hang(&mut balance, hash).await);
+        }
+        for endpoint in balance.endpoints().iter().skip(1) {
+            endpoint.endpoint().mark_healthy();
+        }
+        balance.endpoints()[0].endpoint().mark_unhealthy();
+        settle().await;
+        let before: Vec<_> = servers.iter().map(Server::calls).collect();
+        let mut answers = Vec::new();
+        for _ in 0..90 {
+            answers.push(hang(&mut balance, 7).await);
+        }
+        let most = servers
+            .iter()
+            .zip(before)
+            .map(|(server, before)| server.calls() - before)
+            .max();
+        // ceil(1.25 * 90 / 9)
+        assert_eq!(most, Some(13));
+    }
+
+    /// Threads that pick at once may each see a count that another one is about to raise, and no more than that.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_bound_holds_up_to_the_picks_under_way() {
+        const TASKS: usize = 4;
+        let servers = servers(&[Behaviour::Hang; 8]);
+        let policy = by_number::<hash::RingScheme>().bounded(1.0).unwrap();
+        let balance = bounded(policy, (0..8).map(Target::new), &servers).await;
+        let mut tasks = Vec::new();
+        for _ in 0..TASKS {
+            let mut balance = balance.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut answers = Vec::new();
+                for _ in 0..500 {
+                    answers.push(hang(&mut balance, 7).await);
+                }
+                answers
+            }));
+        }
+        let mut answers = Vec::new();
+        for task in tasks {
+            answers.extend(task.await.unwrap());
+        }
+        let most = servers.iter().map(Server::calls).max().unwrap();
+        assert!(most <= answers.len() / 8 + TASKS, "{most}");
     }
 
     /// One host's keys are asked for all the time: who gets what it has no room for?
@@ -987,6 +1113,35 @@ mod balanced {
         assert_eq!(reached(Overflow::Next).await, 3);
         assert!(reached(Overflow::Rehash).await > 10);
     }
+
+    /// Targets that share a name: one of them has all its keys, the other one when that is away.
+    #[tokio::test(start_paused = true)]
+    async fn of_two_endpoints_of_one_name_one_has_the_keys() {
+        async fn check<C: Scheme>(weights: [u32; 2]) {
+            let servers = servers(&[ANSWER; 2]);
+            let named = |i: usize| Target::new(i).hash_key("a").weight(weights[i]);
+            let mut balance: Spread<C> = ServiceBuilder::new()
+                .layer(BalanceLayer::new(by_number::<C>()))
+                .layer(fixed([named(1), named(0)]))
+                .service(factory(&servers));
+            assert_eq!(owners_of(&mut balance).await, [0; 300]);
+            let first = balance.endpoints()[1].endpoint().clone();
+            first.mark_unhealthy();
+            settle().await;
+            assert_eq!(owners_of(&mut balance).await, [1; 300]);
+            first.mark_healthy();
+            settle().await;
+            servers[0].allow(0);
+            assert_eq!(owners_of(&mut balance).await, [1; 300]);
+        }
+        for weights in [[1, 1], [1, 3], [3, 1]] {
+            check::<hash::RingScheme>(weights).await;
+            check::<hash::MaglevScheme>(weights).await;
+            check::<hash::RendezvousScheme>(weights).await;
+        }
+    }
+
+    const ANSWER: Behaviour = Behaviour::Answer(ms(0));
 
     /// A member that is not ready is passed over, and the bound is that of the others.
     #[tokio::test(start_paused = true)]
