@@ -175,6 +175,8 @@ struct State {
     unhealthy: bool,
     /// What missing heartbeats say.
     silent: bool,
+    /// Whether the balancer picks it whatever is said against it, for too few others are available.
+    revived: bool,
     /// When the status last became another one.
     since: Instant,
     /// The driver to tell of a change.
@@ -196,6 +198,7 @@ impl<A> Endpoint<A> {
                 ejected: None,
                 unhealthy: false,
                 silent: false,
+                revived: false,
                 since: Instant::now(),
                 driver: Weak::new(),
             }),
@@ -238,9 +241,20 @@ impl<A> Endpoint<A> {
         self.state().status()
     }
 
-    /// Returns until when the endpoint is ejected, whatever else is said against it.
-    pub(crate) fn ejected_until(&self) -> Option<Instant> {
-        self.state().ejected
+    /// Returns whether the endpoint is ejected, and the balancer means it.
+    pub(crate) fn is_kept_out(&self) -> bool {
+        let state = self.state();
+        state.ejected.is_some() && !state.revived
+    }
+
+    /// Returns whether the endpoint is ejected, whatever else is said against it.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.state().ejected.is_some()
+    }
+
+    /// Says whether the balancer picks the endpoint whatever is said against it.
+    pub(crate) fn set_revived(&self, revived: bool) {
+        self.state().revived = revived;
     }
 
     /// Returns when the current [`status`](Self::status) began.

@@ -207,6 +207,9 @@ where
         let panic = taking > 0 && (available == 0 || share < shared.config.panic_threshold);
         if panic != self.in_panic {
             self.in_panic = panic;
+            members
+                .iter()
+                .for_each(|member| member.endpoint.set_revived(false));
             if panic {
                 let action = shared.config.in_panic;
                 warn!(
@@ -231,7 +234,9 @@ where
         }
         if panic {
             for member in members {
-                member.candidate = member.weight > 0;
+                let revived = !member.candidate && member.weight > 0;
+                member.endpoint.set_revived(revived);
+                member.candidate |= revived;
             }
         }
         Standing::Open

@@ -49,6 +49,16 @@ enum State {
     },
 }
 
+/// What others say of an endpoint that was ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Ejected,
+    /// The balancer sends it requests all the same: nobody better is there.
+    Revived,
+    /// Somebody else has ended the ejection.
+    Readmitted,
+}
+
 /// What a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
@@ -56,7 +66,7 @@ pub(super) enum Admission {
     Through,
     /// It decides, with its outcome: the number of the round that it is a probe of.
     Probe(u64),
-    /// All probes are under way.
+    /// It is ejected, or all probes are under way.
     Wait,
 }
 
@@ -130,12 +140,14 @@ impl Breaker {
         self.round += 1;
     }
 
-    /// Admits a request; `is_readmitted` if somebody else has ended the ejection.
-    pub(super) fn admit(&mut self, rule: &Rule, is_readmitted: bool, now: Instant) -> Admission {
+    /// Admits a request.
+    pub(super) fn admit(&mut self, rule: &Rule, standing: Standing, now: Instant) -> Admission {
         if let State::Open { until } = self.state {
-            if now < until && !is_readmitted {
-                // Nobody better is there, and the balancer tries all.
-                return Admission::Through;
+            match standing {
+                Standing::Readmitted => {}
+                _ if now >= until => {}
+                Standing::Ejected => return Admission::Wait,
+                Standing::Revived => return Admission::Through,
             }
             self.state = State::HalfOpen {
                 out: 0,
@@ -254,7 +266,7 @@ mod tests {
             assert!(!breaker.end_interval(&rule, now), "no probe is out");
         }
         // Half-open, and back: only then are intervals quiet.
-        let Admission::Probe(round) = breaker.admit(&rule, false, now) else {
+        let Admission::Probe(round) = breaker.admit(&rule, Standing::Ejected, now) else {
             panic!("a probe is due");
         };
         assert_eq!(breaker.end_probe(&rule, round, Some(true)), Verdict::Closed);
@@ -274,9 +286,14 @@ mod tests {
         let mut breaker = Breaker::new();
         let until = breaker.eject(&rule, Duration::ZERO, start);
         let just_before = until - Duration::from_millis(1);
-        assert_eq!(breaker.admit(&rule, false, just_before), Admission::Through);
+        for (standing, admission) in [
+            (Standing::Ejected, Admission::Wait),
+            (Standing::Revived, Admission::Through),
+        ] {
+            assert_eq!(breaker.admit(&rule, standing, just_before), admission);
+        }
         // Two at once and no more; one given back is given out again.
-        let admit = |breaker: &mut Breaker| breaker.admit(&rule, false, until);
+        let admit = |breaker: &mut Breaker| breaker.admit(&rule, Standing::Ejected, until);
         let Admission::Probe(round) = admit(&mut breaker) else {
             panic!("a probe is due");
         };
@@ -307,7 +324,7 @@ mod tests {
         let mut breaker = Breaker::new();
         let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
         assert!(matches!(
-            breaker.admit(&rule, false, until),
+            breaker.admit(&rule, Standing::Ejected, until),
             Admission::Probe(_)
         ));
         assert!(!breaker.end_interval(&rule, until + secs(299)));
@@ -321,7 +338,7 @@ mod tests {
         let mut breaker = Breaker::new();
         breaker.eject(&rule, Duration::ZERO, now);
         assert!(matches!(
-            breaker.admit(&rule, true, now),
+            breaker.admit(&rule, Standing::Readmitted, now),
             Admission::Probe(_)
         ));
     }

@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::{
     detectors::{Reason, Tally},
-    ejection::{Admission, Breaker, Rule, Verdict},
+    ejection::{Admission, Breaker, Rule, Standing, Verdict},
     fleet::Fleet,
 };
 use crate::{
@@ -65,7 +65,7 @@ struct Counts {
 pub(super) enum Admitted<A: Address> {
     Through,
     Probe(Probe<A>),
-    /// All probes are under way: another look is worth while after this.
+    /// It is ejected, or all probes are under way: another look is worth while after this.
     Wait(Pin<Box<OwnedNotified>>),
 }
 
@@ -108,9 +108,13 @@ impl<A: Address> Host<A> {
     pub(super) fn admit(self: &Arc<Self>) -> Admitted<A> {
         // Before the look, so that no change after it is missed.
         let changed = self.changed.clone().notified_owned();
-        let is_readmitted = self.endpoint.ejected_until().is_none();
+        let standing = match self.endpoint.is_ejected() {
+            false => Standing::Readmitted,
+            true if self.endpoint.is_kept_out() => Standing::Ejected,
+            true => Standing::Revived,
+        };
         let rule = &self.settings.rule;
-        match self.door().admit(rule, is_readmitted, Instant::now()) {
+        match self.door().admit(rule, standing, Instant::now()) {
             Admission::Through => Admitted::Through,
             Admission::Probe(round) => Admitted::Probe(Probe {
                 host: Some(self.clone()),
@@ -228,6 +232,10 @@ impl<A: Address> Host<A> {
 
     /// Ends an interval; says whether a probe has failed by never ending.
     pub(super) fn end_interval(&self, now: Instant) -> bool {
+        if !self.is_closed() {
+            // Its time may be over, which nobody else says to those who wait elsewhere than in a balancer of ours.
+            self.changed.notify_waiters();
+        }
         self.door().end_interval(&self.settings.rule, now)
     }
 

@@ -72,7 +72,8 @@ pub struct OutlierLayer<K = ErrorsAreFailures> {
 
 /// A service whose outcomes are watched, made by [`OutlierLayer`].
 ///
-/// Not ready while its endpoint is on trial and all probes are under way: the balancer passes over it.
+/// Not ready while its endpoint is ejected, or on trial with all probes under way: the balancer passes over it. One
+/// that has revived it, in a panic, sends it requests all the same.
 pub struct Outlier<S, A: Address, K = ErrorsAreFailures> {
     service: S,
     host: Arc<Host<A>>,

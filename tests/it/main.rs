@@ -7,6 +7,7 @@ mod conformance;
 mod discovery;
 mod floors;
 mod hash;
+mod health;
 mod laws;
 mod load;
 mod policies;
