@@ -7,9 +7,9 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Echo, balance, request};
+use support::{Echo, balance, request, watched};
 use tower::{balance::p2c, discover::ServiceList, load};
-use tower_lb::{LeastLoaded, P2c, PeakEwmaLayer, PendingRequestsLayer};
+use tower_lb::{LeastLoaded, P2c, PeakEwmaLayer, PendingRequestsLayer, health::OutlierLayer};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -19,6 +19,15 @@ fn main() {
         println!("usage: instructions CASE N REQUESTS");
         return;
     };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let _guard = runtime.enter();
+    let consecutive_and_rates = OutlierLayer::default();
+    let consecutive = OutlierLayer::default()
+        .success_rate(None)
+        .failure_percentage(None);
     let completion = load::CompleteOnResponse::default();
     let services = vec![Echo; n].into_iter();
     match case.as_str() {
@@ -34,6 +43,8 @@ fn main() {
             balance(n, PendingRequestsLayer::default(), LeastLoaded::seeded(1)),
             requests,
         ),
+        "outlier" => run(watched(n, consecutive), requests),
+        "outliers" => run(watched(n, consecutive_and_rates), requests),
         "tower-pending" => {
             let list = services.map(|s| load::PendingRequests::new(s, completion));
             run(

@@ -9,8 +9,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use tower::{Layer, Service, discover::ServiceList};
-use tower_lb::{Balance, Policy, each, from_discover};
+use tower::{
+    Layer, Service,
+    discover::{Discover, ServiceList},
+};
+use tower_lb::{
+    Balance, Endpoint, P2c, PendingRequests, PendingRequestsLayer, Policy, each, from_discover,
+    health::{Outlier, OutlierLayer},
+};
 
 /// Answers at once: what is left is the balancer's own cost.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +36,23 @@ impl Service<u64> for Echo {
     }
 }
 
-/// A balancer over `n` endpoints, its driver polled until all are members.
+/// A balancer over `n` endpoints whose services are wrapped by a layer.
 pub(crate) fn balance<P, L>(n: usize, layer: L, policy: P) -> Balance<P, L::Service, u64, usize>
 where
     L: Layer<Echo, Service: Clone + Send + Sync + 'static> + Clone,
     P: Policy<usize, L::Service, u64>,
 {
     let discover = each(layer).layer(from_discover(ServiceList::new::<u64>(vec![Echo; n])));
+    driven(n, discover, policy)
+}
+
+/// A balancer over `n` endpoints, its driver polled until all are members.
+pub(crate) fn driven<D, P, S>(n: usize, discover: D, policy: P) -> Balance<P, S, u64, usize>
+where
+    D: Discover<Key = Endpoint<usize>, Service = S, Error: Into<tower::BoxError>>,
+    P: Policy<usize, S, u64>,
+    S: Clone + Send + Sync + 'static,
+{
     let (balance, mut driver) = Balance::pair(discover, policy);
     let mut cx = Context::from_waker(Waker::noop());
     while balance.endpoints().len() < n {
@@ -44,6 +60,16 @@ where
     }
     // A driver that is dropped leaves the balancer with the set that it has.
     balance
+}
+
+/// A balancer over `n` endpoints whose outcomes are watched; needs a runtime with timers.
+pub(crate) fn watched(
+    n: usize,
+    outliers: OutlierLayer,
+) -> Balance<P2c, Outlier<PendingRequests<Echo>, usize>, u64, usize> {
+    let discover = from_discover(ServiceList::new::<u64>(vec![Echo; n]));
+    let discover = each(PendingRequestsLayer::default()).layer(discover);
+    driven(n, outliers.layer(discover), P2c::seeded(1))
 }
 
 /// One request, from `poll_ready` to the answer, without a runtime.

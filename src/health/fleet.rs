@@ -120,44 +120,45 @@ impl<A: Address> Hosts<A> {
         if !host.may_be_ejected() {
             return;
         }
-        let candidates = || self.list.values().filter(|other| other.is_candidate());
-        let most = rule.most_ejected(candidates().count());
-        let ejected = candidates().filter(|other| !other.is_closed()).count();
-        let endpoint = &host.endpoint;
-        if ejected >= most {
-            debug!(%endpoint, ?reason, ejected, most, "not ejected: enough are");
-        } else if self.is_last_available(host) {
-            debug!(%endpoint, ?reason, "not ejected: no other is available");
-        } else {
-            let until = host.eject(self.jitter(rule), now);
-            let seconds = until.saturating_duration_since(now).as_secs_f64();
-            warn!(%endpoint, ?reason, seconds, ?until, "ejected");
+        match self.objection(rule, host) {
+            Some(objection) => debug!(endpoint = %host.endpoint, ?reason, objection, "not ejected"),
+            None => self.eject_now(rule, host, reason, now),
         }
     }
 
     fn eject_again(&mut self, rule: &Rule, host: &Host<A>, now: Instant) {
-        let endpoint = &host.endpoint;
-        if self.is_last_available(host) {
-            warn!(%endpoint, "readmitted though a probe failed: no other is available");
-            host.close();
-            return;
+        match self.objection(rule, host) {
+            Some(objection) => {
+                warn!(endpoint = %host.endpoint, objection, "readmitted though a probe failed");
+                host.close();
+            }
+            None => self.eject_now(rule, host, Reason::Probe, now),
         }
-        let until = host.eject(self.jitter(rule), now);
-        let seconds = until.saturating_duration_since(now).as_secs_f64();
-        warn!(%endpoint, reason = ?Reason::Probe, seconds, ?until, "ejected");
     }
 
-    fn is_last_available(&self, host: &Host<A>) -> bool {
-        let is_available = |other: &Arc<Host<A>>| {
-            other.is_closed()
-                && other.is_candidate()
-                && other.endpoint.status() == Status::Available
+    fn eject_now(&mut self, rule: &Rule, host: &Host<A>, reason: Reason, now: Instant) {
+        let until = host.eject(self.jitter(rule), now);
+        let seconds = until.saturating_duration_since(now).as_secs_f64();
+        warn!(endpoint = %host.endpoint, ?reason, seconds, ?until, "ejected");
+    }
+
+    /// Returns why the rules do not let an endpoint be ejected, if they do not.
+    fn objection(&self, rule: &Rule, host: &Host<A>) -> Option<&'static str> {
+        let others = || {
+            let others = self
+                .list
+                .values()
+                .filter(|other| other.endpoint != host.endpoint);
+            others.filter(|other| other.is_candidate())
         };
-        let mut others = self
-            .list
-            .values()
-            .filter(|other| other.endpoint != host.endpoint);
-        !others.any(is_available)
+        let ejected = others().filter(|other| !other.is_closed()).count();
+        if ejected >= rule.most_ejected(others().count() + 1) {
+            return Some("as many others are ejected as may be");
+        }
+        let is_available = |other: &Arc<Host<A>>| {
+            other.is_closed() && other.endpoint.status() == Status::Available
+        };
+        (!others().any(is_available)).then_some("no other is available")
     }
 
     fn jitter(&mut self, rule: &Rule) -> Duration {

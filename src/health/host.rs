@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
-    load::Outcome,
     metric,
 };
 
@@ -44,7 +43,8 @@ pub(super) struct HostSettings {
     /// 0: failures in a row are not counted.
     pub(super) consecutive_failures: u32,
     pub(super) need_tallies: bool,
-    pub(super) need_times: bool,
+    /// Whether the start of requests is to be known, of some at least.
+    pub(super) need_start: bool,
     /// In ns; 0: cancelled calls are ignored.
     pub(super) cancelled_after: u64,
 }
@@ -127,15 +127,17 @@ impl<A: Address> Host<A> {
     /// Returns the time at which a request starts, in ns, if it is to be known at its end; else 0.
     #[inline]
     pub(super) fn start(&self) -> u64 {
-        let HostSettings {
-            need_times,
-            cancelled_after,
-            ..
-        } = self.settings;
-        if cancelled_after == 0 && !(need_times && self.is_timed()) {
-            return 0;
+        if self.settings.need_start {
+            self.start_if_timed()
+        } else {
+            0
         }
-        metric::now()
+    }
+
+    #[inline(never)]
+    fn start_if_timed(&self) -> u64 {
+        let is_needed = self.settings.cancelled_after > 0 || self.is_timed();
+        if is_needed { metric::now() } else { 0 }
     }
 
     /// Returns whether the next request is one of those that are timed: the first ones, and one in 16.
@@ -144,33 +146,31 @@ impl<A: Address> Host<A> {
         successes < 64 || successes % 16 == 0
     }
 
-    /// Takes the outcome of a request that was no probe, and that started at `started`.
+    /// Takes the success of a request that was no probe, and that started at `started`.
     #[inline]
-    pub(super) fn record(&self, outcome: Outcome, started: u64) {
-        match outcome {
-            Outcome::Success => self.succeed(started),
-            Outcome::Failure => self.fail(),
-            Outcome::Ignore => {}
-        }
-    }
-
-    #[inline]
-    fn succeed(&self, started: u64) {
+    pub(super) fn succeed(&self, started: u64) {
         if self.counts.in_a_row.load(Relaxed) != 0 {
             self.counts.in_a_row.store(0, Relaxed);
         }
         if self.settings.need_tallies {
             self.counts.tally.fetch_add(1, Relaxed);
         }
-        if started != 0 && self.settings.need_times {
-            let took = metric::now().saturating_sub(started);
-            self.counts.timed.fetch_add(1, Relaxed);
-            self.counts.time_nanos.fetch_add(took, Relaxed);
+        if started != 0 {
+            self.time(started);
         }
     }
 
+    #[inline(never)]
+    fn time(&self, started: u64) {
+        let took = metric::now().saturating_sub(started);
+        self.counts.timed.fetch_add(1, Relaxed);
+        self.counts.time_nanos.fetch_add(took, Relaxed);
+    }
+
+    /// Takes the failure of a request that was no probe, or of the service to become ready.
     #[cold]
-    fn fail(&self) {
+    #[inline(never)]
+    pub(super) fn fail(&self) {
         if !self.is_closed() {
             return;
         }
@@ -190,26 +190,10 @@ impl<A: Address> Host<A> {
         }
     }
 
-    /// Takes the failure of the service to become ready.
-    #[cold]
-    pub(super) fn fail_readiness(&self, probe: Option<Probe<A>>) {
-        match probe {
-            Some(probe) => probe.end(Some(false)),
-            None => self.fail(),
-        }
-    }
-
-    /// Takes a request that its caller has given up.
-    #[cold]
-    pub(super) fn cancel(&self, probe: Option<Probe<A>>, started: u64) {
-        let waited = metric::now().saturating_sub(started);
+    /// Returns whether a request that its caller has given up was so long under way that it counts as failed.
+    pub(super) fn is_too_long(&self, started: u64) -> bool {
         let limit = self.settings.cancelled_after;
-        let is_failure = limit > 0 && started > 0 && waited >= limit;
-        match probe {
-            Some(probe) => probe.end(is_failure.then_some(false)),
-            None if is_failure => self.fail(),
-            None => {}
-        }
+        limit > 0 && started > 0 && metric::now().saturating_sub(started) >= limit
     }
 
     /// Returns what was counted, and starts to count anew.

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     chance::entropy,
     endpoint::{Address, Endpoint},
-    load::{Classify, ErrorsAreFailures},
+    load::{Classify, ErrorsAreFailures, Outcome},
     metric::{InFlight, TotalInFlight},
 };
 
@@ -76,9 +76,19 @@ pub struct OutlierLayer<K = ErrorsAreFailures> {
 /// that has revived it, in a panic, sends it requests all the same.
 pub struct Outlier<S, A: Address, K = ErrorsAreFailures> {
     service: S,
-    host: Arc<Host<A>>,
+    access: Access<A>,
     classify: K,
-    trial: Option<Trial<A>>,
+}
+
+/// A service's way to what is known of its endpoint: a pointer, whatever the state, for it is moved about.
+enum Access<A: Address> {
+    Free(Arc<Host<A>>),
+    OnTrial(Box<OnTrial<A>>),
+}
+
+struct OnTrial<A: Address> {
+    host: Arc<Host<A>>,
+    trial: Trial<A>,
 }
 
 /// What `poll_ready` has come to while the endpoint is on trial.
@@ -117,8 +127,8 @@ pin_project! {
 
 /// Reports one request's outcome, at the latest when it is dropped.
 struct Record<A: Address> {
-    host: Option<Arc<Host<A>>>,
-    probe: Option<Probe<A>>,
+    /// `None` once it has reported.
+    access: Option<Access<A>>,
     /// In ns; 0: not to be known.
     started: u64,
 }
@@ -289,7 +299,7 @@ impl<K> OutlierLayer<K> {
             rule: self.rule,
             consecutive_failures: self.consecutive_failures.unwrap_or(0),
             need_tallies: self.detectors.need_tallies(),
-            need_times: self.detectors.slow_latency.is_some(),
+            need_start: self.cancelled_after.is_some() || self.detectors.slow_latency.is_some(),
             cancelled_after: self.cancelled_after.map_or(0, |after| nanos(after).max(1)),
         };
         let rng = SmallRng::seed_from_u64(self.seed.unwrap_or_else(entropy));
@@ -353,9 +363,8 @@ where
             Change::Insert(endpoint, service) => {
                 let outlier = Outlier {
                     service,
-                    host: this.fleet.insert(&endpoint),
+                    access: Access::Free(this.fleet.insert(&endpoint)),
                     classify: this.classify.clone(),
-                    trial: None,
                 };
                 Change::Insert(endpoint, outlier)
             }
@@ -373,31 +382,61 @@ impl<S, A: Address, K> Outlier<S, A, K> {
         &self.service
     }
 
-    #[inline]
-    fn take_probe(&mut self) -> Option<Probe<A>> {
-        match self.trial.take() {
-            Some(Trial::Probe(probe)) => Some(probe),
-            _ => None,
+    /// Waits until a request may go through.
+    #[cold]
+    #[inline(never)]
+    fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if let Access::OnTrial(on_trial) = &mut self.access {
+                match &mut on_trial.trial {
+                    Trial::Probe(_) => return Poll::Ready(()),
+                    Trial::Wait(changed) => ready!(changed.as_mut().poll(cx)),
+                }
+            }
+            let host = self.access.host().clone();
+            let trial = match host.admit() {
+                Admitted::Through => {
+                    self.access = Access::Free(host);
+                    return Poll::Ready(());
+                }
+                Admitted::Probe(probe) => Trial::Probe(probe),
+                Admitted::Wait(changed) => Trial::Wait(changed),
+            };
+            self.access = Access::OnTrial(Box::new(OnTrial { host, trial }));
+        }
+    }
+}
+
+impl<A: Address> Access<A> {
+    const fn host(&self) -> &Arc<Host<A>> {
+        match self {
+            Self::Free(host) => host,
+            Self::OnTrial(on_trial) => &on_trial.host,
         }
     }
 
-    /// Waits until a request may go through.
+    /// Takes what the next request is to report to, a probe with it.
+    #[inline]
+    fn take(&mut self) -> Self {
+        match self {
+            Self::Free(host) => Self::Free(host.clone()),
+            Self::OnTrial(on_trial) => {
+                let host = on_trial.host.clone();
+                std::mem::replace(self, Self::Free(host))
+            }
+        }
+    }
+
     #[cold]
-    fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match &mut self.trial {
-                Some(Trial::Probe(_)) => return Poll::Ready(()),
-                Some(Trial::Wait(changed)) => ready!(changed.as_mut().poll(cx)),
-                None => {}
-            }
-            self.trial = match self.host.admit() {
-                Admitted::Through => None,
-                Admitted::Probe(probe) => Some(Trial::Probe(probe)),
-                Admitted::Wait(changed) => Some(Trial::Wait(changed)),
-            };
-            if self.trial.is_none() {
-                return Poll::Ready(());
-            }
+    #[inline(never)]
+    fn end(self, success: Option<bool>) {
+        match self {
+            Self::Free(host) if success == Some(false) => host.fail(),
+            Self::Free(_) => {}
+            Self::OnTrial(on_trial) => match on_trial.trial {
+                Trial::Probe(probe) => probe.end(success),
+                Trial::Wait(_) => {}
+            },
         }
     }
 }
@@ -415,14 +454,14 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         // 1. Permission. Pending: the waker is registered with the end of a probe.
-        if self.trial.is_some() || !self.host.is_closed() {
-            ready!(self.poll_admission(cx));
+        match &self.access {
+            Access::Free(host) if host.is_closed() => {}
+            _ => ready!(self.poll_admission(cx)),
         }
         // 2. The service itself. Pending: it has registered the waker.
         let readiness = ready!(self.service.poll_ready(cx));
         if readiness.is_err() {
-            let probe = self.take_probe();
-            self.host.fail_readiness(probe);
+            self.access.take().end(Some(false));
         }
         Poll::Ready(readiness)
     }
@@ -431,9 +470,8 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         // Before the call, so that a call that panics gives a probe back.
         let record = Record {
-            started: self.host.start(),
-            probe: self.take_probe(),
-            host: Some(self.host.clone()),
+            started: self.access.host().start(),
+            access: Some(self.access.take()),
         };
         OutlierFuture {
             future: self.service.call(request),
@@ -455,22 +493,35 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.future.poll(cx));
-        if let Some(host) = this.record.host.take() {
-            let outcome = this.classify.classify(result.as_ref());
-            match this.record.probe.take() {
-                None => host.record(outcome, this.record.started),
-                Some(probe) => probe.end(outcome.is_success()),
-            }
-        }
+        let outcome = this.classify.classify(result.as_ref());
+        this.record.end(outcome);
         Poll::Ready(result)
+    }
+}
+
+impl<A: Address> Record<A> {
+    #[inline]
+    fn end(&mut self, outcome: Outcome) {
+        match self.access.take() {
+            Some(Access::Free(host)) if outcome == Outcome::Success => host.succeed(self.started),
+            Some(access) => access.end(outcome.is_success()),
+            None => {}
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cancel(&self, access: Access<A>) {
+        let is_failure = access.host().is_too_long(self.started);
+        access.end(is_failure.then_some(false));
     }
 }
 
 impl<A: Address> Drop for Record<A> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(host) = self.host.take() {
-            host.cancel(self.probe.take(), self.started);
+        if let Some(access) = self.access.take() {
+            self.cancel(access);
         }
     }
 }
@@ -480,9 +531,8 @@ impl<S: Clone, A: Address, K: Clone> Clone for Outlier<S, A, K> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            host: self.host.clone(),
+            access: Access::Free(self.access.host().clone()),
             classify: self.classify.clone(),
-            trial: None,
         }
     }
 }
@@ -514,8 +564,8 @@ impl<S: fmt::Debug, A: Address, K> fmt::Debug for Outlier<S, A, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outlier")
             .field("service", &self.service)
-            .field("host", &self.host)
-            .field("is_on_trial", &self.trial.is_some())
+            .field("host", self.access.host())
+            .field("is_on_trial", &matches!(self.access, Access::OnTrial(_)))
             .finish_non_exhaustive()
     }
 }
@@ -532,7 +582,7 @@ impl<D: fmt::Debug, A: Address, K> fmt::Debug for OutlierDiscover<D, A, K> {
 
 impl<F, A: Address, K> fmt::Debug for OutlierFuture<F, A, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_probe = self.record.probe.is_some();
+        let is_probe = matches!(self.record.access, Some(Access::OnTrial(_)));
         f.debug_struct("OutlierFuture")
             .field("is_probe", &is_probe)
             .finish_non_exhaustive()

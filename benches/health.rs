@@ -1,0 +1,42 @@
+//! What does a healthy request pay for outlier detection?
+
+mod support;
+
+use std::{hint::black_box, time::Duration};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use support::{request, watched};
+use tower_lb::health::{OutlierLayer, SlowLatency};
+
+fn requests(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let _guard = runtime.enter();
+    let consecutive = OutlierLayer::default()
+        .success_rate(None)
+        .failure_percentage(None);
+    let default = OutlierLayer::default();
+    let all = OutlierLayer::default().slow_latency(SlowLatency::default());
+    let mut group = c.benchmark_group("health");
+    group.measurement_time(Duration::from_secs(3));
+    let mut without = support::balance(
+        10,
+        tower_lb::PendingRequestsLayer::default(),
+        tower_lb::P2c::default(),
+    );
+    group.bench_function("none", |b| b.iter(|| request(black_box(&mut without))));
+    for (name, layer) in [
+        ("consecutive failures", consecutive),
+        ("the default detectors", default),
+        ("all detectors", all),
+    ] {
+        let mut balance = watched(10, layer);
+        group.bench_function(name, |b| b.iter(|| request(black_box(&mut balance))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, requests);
+criterion_main!(benches);
