@@ -220,7 +220,9 @@ impl<C, T> HealthCheckLayer<C, T> {
         self
     }
 
-    /// Sets the most that is added to every interval at random, so that clients do not march in step. Default 1 s.
+    /// Sets the most that is added to every interval at random. Default 1 s, but never more than the interval.
+    ///
+    /// So that clients do not march in step.
     #[must_use]
     pub const fn jitter(mut self, jitter: Duration) -> Self {
         self.settings.jitter = jitter;
@@ -338,7 +340,8 @@ where
                 };
                 patient.take(result, this.settings);
                 let pause = patient.pause(this.settings, this.traffic.idle_interval());
-                let jitter = this.settings.jitter.mul_f64(this.rng.random());
+                let most = this.settings.jitter.min(pause);
+                let jitter = most.mul_f64(this.rng.random());
                 this.patients
                     .schedule(id, later(Instant::now(), pause + jitter));
             }
