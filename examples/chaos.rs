@@ -94,6 +94,7 @@ async fn main() -> Result<(), BoxError> {
     let requests: u64 = lines.iter().map(|line| line.requests).sum();
     println!("\n{errors} of {requests} requests failed");
     let path = Path::new("target").join("chaos.svg");
+    std::fs::create_dir_all("target")?;
     draw(&lines, &path)?;
     println!("drawn in {}", path.display());
     Ok(())

@@ -45,12 +45,17 @@
 //! | how busy is it? | [`load`] | [`PendingRequests`], [`PeakEwma`] |
 //! | which one takes this request? | [`policy`] | [`P2c`], [`LeastLoaded`], [`RoundRobin`], ... and [which one when](policy#which-one-when) |
 //! | which one for this key? | [`hash`] | [`RingHash`], [`Maglev`], [`Rendezvous`], and [which one when](hash#which-one-when) |
+//! | may it be used now? | [`health`] | [`OutlierLayer`], [`HealthCheckLayer`], [`Heartbeats`], [`SlowStart`] |
 //! | where do all meet? | [`balance`] | [`BalanceLayer`], [`Balance`] |
 //! | what can go wrong? | [`error`] | [`NoEndpoints`], [`Unavailable`], [`NotReady`] |
 //!
 //! # Features
 //!
-//! None so far: the crate is its core.
+//! | feature | brings |
+//! |---|---|
+//! | `net` | `health::tcp_connect`, a check that connects |
+//!
+//! None is on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balance;
@@ -70,6 +75,7 @@ pub use self::{
     endpoint::{Address, Endpoint, IntoTarget, Status, Target},
     error::{MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
     hash::{Maglev, Rendezvous, RingHash},
+    health::{HealthCheckLayer, Heartbeats, OutlierLayer, SlowStart},
     load::{
         Classify, CompleteOnResponse, Constant, ConstantLayer, ErrorsAreFailures, Load, Outcome,
         PeakEwma, PeakEwmaLayer, PendingRequests, PendingRequestsLayer, TrackCompletion,

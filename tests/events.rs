@@ -3,12 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use tokio::sync::watch;
-use tower::{BoxError, ServiceBuilder, service_fn};
-use tower_lb::{Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_lb::{
+    Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer, fixed, health::OutlierLayer,
+};
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
 
 /// Waits until the driver has had every chance to act.
@@ -18,43 +24,41 @@ async fn settle() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn changes_of_set_and_status_are_events() {
-    type Lines = Arc<Mutex<Vec<String>>>;
+type Lines = Arc<Mutex<Vec<String>>>;
 
-    struct Collect(Lines);
+struct Collect(Lines);
 
-    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Collect {
-        fn on_event(
-            &self,
-            event: &tracing::Event<'_>,
-            _: tracing_subscriber::layer::Context<'_, S>,
-        ) {
-            struct Fields(BTreeMap<&'static str, String>);
-            impl tracing::field::Visit for Fields {
-                fn record_debug(
-                    &mut self,
-                    field: &tracing::field::Field,
-                    value: &dyn std::fmt::Debug,
-                ) {
-                    self.0.insert(field.name(), format!("{value:?}"));
-                }
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Collect {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Fields(BTreeMap<&'static str, String>);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.insert(field.name(), format!("{value:?}"));
             }
-            let mut fields = Fields(BTreeMap::new());
-            event.record(&mut fields);
-            let field = |name| fields.0.get(name).cloned().unwrap_or_default();
-            let line = [field("message"), field("endpoint"), field("to")].join(" ");
-            self.0
-                .lock()
-                .unwrap()
-                .push(format!("{} {}", event.metadata().level(), line.trim()));
         }
+        let mut fields = Fields(BTreeMap::new());
+        event.record(&mut fields);
+        let field = |name| fields.0.get(name).cloned().unwrap_or_default();
+        let names = ["message", "endpoint", "to", "reason", "seconds"];
+        let line = names.map(field).join(" ");
+        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("{} {}", event.metadata().level(), line.trim()));
     }
+}
 
+fn collect() -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let info = tracing_subscriber::filter::LevelFilter::INFO;
     let subscriber = tracing_subscriber::registry().with(Collect(lines.clone()).with_filter(info));
-    let _guard = tracing::subscriber::set_default(subscriber);
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_of_set_and_status_are_events() {
+    let (lines, _guard) = collect();
     let (targets, rx) = watch::channel(vec![0, 0]);
     let balance: Balance<_, _, (), _> = ServiceBuilder::new()
         .layer(BalanceLayer::new(RoundRobin::default()))
@@ -78,3 +82,43 @@ async fn changes_of_set_and_status_are_events() {
     ];
     assert_eq!(*lines.lock().unwrap(), expected);
 }
+
+#[tokio::test(start_paused = true)]
+async fn verdicts_are_events_with_reason_and_figures() {
+    let (lines, _guard) = collect();
+    let mut balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(OutlierLayer::default())
+        .layer(fixed([0, 1]))
+        .service(|endpoint: &Endpoint<usize>| {
+            let address = *endpoint.address();
+            service_fn(move |()| async move {
+                if address == 0 && FAILS.load(Relaxed) {
+                    Err(BoxError::from("as told"))
+                } else {
+                    Ok(())
+                }
+            })
+        });
+    settle().await;
+    lines.lock().unwrap().clear();
+    for _ in 0..10 {
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    settle().await;
+    FAILS.store(false, Relaxed);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    settle().await;
+    for _ in 0..4 {
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    let lines = lines.lock().unwrap();
+    let is_ejection = |line: &&String| line.starts_with("WARN ejected 0 ConsecutiveFailures(5) 30");
+    assert!(lines.iter().any(|line| is_ejection(&line)), "{lines:?}");
+    assert!(
+        lines.contains(&"INFO probes succeeded: readmitted 0".to_string()),
+        "{lines:?}"
+    );
+}
+
+static FAILS: AtomicBool = AtomicBool::new(true);

@@ -100,6 +100,26 @@ fn a_request_allocates_nothing() {
 }
 
 #[test]
+fn a_request_that_is_watched_allocates_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let _guard = runtime.enter();
+    let outliers = health::OutlierLayer::default().slow_latency(health::SlowLatency::default());
+    let services = fixed(0..10).layer(|_: &Endpoint<usize>| Echo);
+    let discover = outliers.layer(each(PendingRequestsLayer::default()).layer(services));
+    let (mut balance, mut driver) = Balance::<_, _, u64, _>::pair(discover, P2c::default());
+    let mut cx = Context::from_waker(Waker::noop());
+    while balance.endpoints().len() < 10 {
+        let _ = Pin::new(&mut driver).poll(&mut cx);
+    }
+    request(&mut balance);
+    let info = measure(|| (0..1000).for_each(|_| request(&mut balance)));
+    assert_eq!(info.count_total, 0);
+}
+
+#[test]
 fn replicas_allocate_nothing() {
     let names: Vec<String> = (0..2_000).map(|i| i.to_string()).collect();
     let policy = RingHash::by(|key: &String| key.as_bytes());

@@ -1111,3 +1111,14 @@ mod model {
         }
     }
 }
+
+/// Over real sockets.
+#[cfg(feature = "net")]
+#[tokio::test]
+async fn feature_net_checks_that_a_port_is_open() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint::new(listener.local_addr().unwrap());
+    health::tcp_connect(endpoint.clone(), ()).await.unwrap();
+    drop(listener);
+    assert!(health::tcp_connect(endpoint, ()).await.is_err());
+}
