@@ -106,7 +106,7 @@ fn a_request_that_is_watched_allocates_nothing() {
         .build();
     let runtime = runtime.expect("a runtime");
     let _guard = runtime.enter();
-    let outliers = health::OutlierLayer::default().slow_latency(health::SlowLatency::default());
+    let outliers = OutlierLayer::default().slow_latency(health::SlowLatency::default());
     let services = fixed(0..10).layer(|_: &Endpoint<usize>| Echo);
     let discover = outliers.layer(each(PendingRequestsLayer::default()).layer(services));
     let (mut balance, mut driver) = Balance::<_, _, u64, _>::pair(discover, P2c::default());
