@@ -64,6 +64,7 @@ fn main() {
     }
 }
 
+#[inline(never)] // so that one case does not change another
 fn run<S>(mut service: S, requests: usize)
 where
     S: tower::Service<u64, Response = u64, Error: std::fmt::Debug>,

@@ -12,21 +12,21 @@ use tracing::{debug, warn};
 use super::{
     detectors::{Detectors, Reason},
     ejection::Rule,
-    host::{Host, HostSettings},
+    host::{Host, HostSettings, Ticket},
 };
 use crate::endpoint::{Address, Endpoint, Status};
 
 /// All endpoints that outlier detection watches, judged together.
-pub(super) struct Fleet<A> {
+pub(super) struct Fleet<A: Address> {
     rule: Rule,
     detectors: Detectors,
     settings: HostSettings,
     hosts: Mutex<Hosts<A>>,
 }
 
-struct Hosts<A> {
+struct Hosts<A: Address> {
     /// In the order of joining.
-    list: BTreeMap<u64, Arc<Host<A>>>,
+    list: BTreeMap<u64, Arc<Ticket<A>>>,
     ids: HashMap<Endpoint<A>, u64>,
     next_id: u64,
     rng: SmallRng,
@@ -48,17 +48,18 @@ impl<A: Address> Fleet<A> {
     }
 
     /// Adds an endpoint, in place of the one of that address that there may have been.
-    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Arc<Host<A>> {
+    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Arc<Ticket<A>> {
         let fleet = Arc::downgrade(self);
-        let host = Arc::new(Host::new(endpoint.clone(), self.settings, fleet));
+        let host = Host::new(endpoint.clone(), self.settings, fleet);
+        let ticket = Arc::new(Ticket::Free(host));
         let mut hosts = self.hosts();
         let id = hosts.next_id;
         hosts.next_id += 1;
         if let Some(previous) = hosts.ids.insert(endpoint.clone(), id) {
             hosts.list.remove(&previous);
         }
-        hosts.list.insert(id, host.clone());
-        host
+        hosts.list.insert(id, ticket.clone());
+        ticket
     }
 
     pub(super) fn remove(&self, endpoint: &Endpoint<A>) {
@@ -88,7 +89,7 @@ impl<A: Address> Fleet<A> {
         let all: Vec<_> = hosts.list.values().cloned().collect();
         let mut judged = Vec::with_capacity(all.len());
         let mut tallies = Vec::with_capacity(all.len());
-        for host in &all {
+        for host in all.iter().map(|ticket| ticket.host()) {
             if host.end_interval(now) {
                 hosts.eject_again(&self.rule, host, now);
             }
@@ -145,19 +146,16 @@ impl<A: Address> Hosts<A> {
     /// Returns why the rules do not let an endpoint be ejected, if they do not.
     fn objection(&self, rule: &Rule, host: &Host<A>) -> Option<&'static str> {
         let others = || {
-            let others = self
-                .list
-                .values()
-                .filter(|other| other.endpoint != host.endpoint);
+            let all = self.list.values().map(|ticket| ticket.host());
+            let others = all.filter(|other| other.endpoint != host.endpoint);
             others.filter(|other| other.is_candidate())
         };
         let ejected = others().filter(|other| !other.is_closed()).count();
         if ejected >= rule.most_ejected(others().count() + 1) {
             return Some("as many others are ejected as may be");
         }
-        let is_available = |other: &Arc<Host<A>>| {
-            other.is_closed() && other.endpoint.status() == Status::Available
-        };
+        let is_available =
+            |other: &Host<A>| other.is_closed() && other.endpoint.status() == Status::Available;
         (!others().any(is_available)).then_some("no other is available")
     }
 
@@ -166,7 +164,7 @@ impl<A: Address> Hosts<A> {
     }
 }
 
-impl<A> fmt::Debug for Fleet<A> {
+impl<A: Address> fmt::Debug for Fleet<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fleet")
             .field("settings", &self.settings)

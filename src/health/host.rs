@@ -24,8 +24,27 @@ use crate::{
     metric,
 };
 
+/// What services and requests hold of their endpoint: one pointer, to what all share or to a trial of their own.
+#[allow(clippy::large_enum_variant)] // of the large one there is one for each endpoint; the small one is rare
+pub(super) enum Ticket<A: Address> {
+    Free(Host<A>),
+    OnTrial {
+        /// The one that all share.
+        free: Arc<Self>,
+        trial: Trial<A>,
+    },
+}
+
+/// What `poll_ready` has come to while the endpoint is on trial.
+pub(super) enum Trial<A: Address> {
+    /// The next call is to decide.
+    Probe(Probe<A>),
+    /// The endpoint is ejected, or all probes are under way: another look is worth while after this.
+    Wait(Pin<Box<OwnedNotified>>),
+}
+
 /// One endpoint as outlier detection knows it: what it has shown, and whether requests go through.
-pub(super) struct Host<A> {
+pub(super) struct Host<A: Address> {
     counts: Counts,
     /// A copy of what `door` says, for the healthy request to read.
     is_closed: AtomicBool,
@@ -61,18 +80,84 @@ struct Counts {
     in_a_row: AtomicU32,
 }
 
-/// What a request meets while its endpoint is or was ejected.
-pub(super) enum Admitted<A: Address> {
-    Through,
-    Probe(Probe<A>),
-    /// It is ejected, or all probes are under way: another look is worth while after this.
-    Wait(Pin<Box<OwnedNotified>>),
-}
-
 /// A request's permission to go through as a probe; dropped without an outcome, it is given back.
 pub(super) struct Probe<A: Address> {
-    host: Option<Arc<Host<A>>>,
+    /// `None` once it has ended.
+    free: Option<Arc<Ticket<A>>>,
     round: u64,
+}
+
+impl<A: Address> Ticket<A> {
+    #[inline]
+    pub(super) fn host(&self) -> &Host<A> {
+        match self {
+            Self::Free(host) => host,
+            Self::OnTrial { free, .. } => free.host(),
+        }
+    }
+
+    /// Returns whether requests go through as they come.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Self::Free(host) if host.is_closed())
+    }
+
+    /// Returns when a request starts, see [`Host::start`].
+    #[inline]
+    pub(super) fn start(&self) -> u64 {
+        self.host().start()
+    }
+
+    /// Returns the ticket that all share: `this` one, unless it is that of a trial.
+    #[inline]
+    pub(super) fn free(this: &Arc<Self>) -> Arc<Self> {
+        match &**this {
+            Self::Free(_) => this.clone(),
+            Self::OnTrial { free, .. } => free.clone(),
+        }
+    }
+
+    /// Takes the outcome of a request, unless it is a success that was no probe's.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn end(this: Arc<Self>, success: Option<bool>) {
+        if let Self::Free(host) = &*this {
+            if success == Some(false) {
+                host.fail();
+            }
+            return;
+        }
+        // A trial's ticket is nobody else's.
+        if let Some(Self::OnTrial {
+            trial: Trial::Probe(probe),
+            ..
+        }) = Arc::into_inner(this)
+        {
+            probe.end(success);
+        }
+    }
+
+    /// Admits a request while the endpoint is or was ejected; `None`: nothing stands in its way.
+    #[cold]
+    pub(super) fn admit(free: &Arc<Self>) -> Option<Trial<A>> {
+        let host = free.host();
+        // Before the look, so that no change after it is missed.
+        let changed = host.changed.clone().notified_owned();
+        let standing = match host.endpoint.is_ejected() {
+            false => Standing::Readmitted,
+            true if host.endpoint.is_kept_out() => Standing::Ejected,
+            true => Standing::Revived,
+        };
+        let rule = &host.settings.rule;
+        match host.door().admit(rule, standing, Instant::now()) {
+            Admission::Through => None,
+            Admission::Probe(round) => Some(Trial::Probe(Probe {
+                free: Some(free.clone()),
+                round,
+            })),
+            Admission::Wait => Some(Trial::Wait(Box::pin(changed))),
+        }
+    }
 }
 
 impl<A: Address> Host<A> {
@@ -101,27 +186,6 @@ impl<A: Address> Host<A> {
 
     pub(super) fn is_candidate(&self) -> bool {
         self.endpoint.weight() > 0
-    }
-
-    /// Admits a request while the endpoint is or was ejected.
-    #[cold]
-    pub(super) fn admit(self: &Arc<Self>) -> Admitted<A> {
-        // Before the look, so that no change after it is missed.
-        let changed = self.changed.clone().notified_owned();
-        let standing = match self.endpoint.is_ejected() {
-            false => Standing::Readmitted,
-            true if self.endpoint.is_kept_out() => Standing::Ejected,
-            true => Standing::Revived,
-        };
-        let rule = &self.settings.rule;
-        match self.door().admit(rule, standing, Instant::now()) {
-            Admission::Through => Admitted::Through,
-            Admission::Probe(round) => Admitted::Probe(Probe {
-                host: Some(self.clone()),
-                round,
-            }),
-            Admission::Wait => Admitted::Wait(Box::pin(changed)),
-        }
     }
 
     /// Returns the time at which a request starts, in ns, if it is to be known at its end; else 0.
@@ -277,21 +341,21 @@ impl<A: Address> Host<A> {
 impl<A: Address> Probe<A> {
     /// Takes the probe's outcome; `None`: undecided.
     pub(super) fn end(mut self, success: Option<bool>) {
-        if let Some(host) = self.host.take() {
-            host.end_probe(self.round, success);
+        if let Some(free) = self.free.take() {
+            free.host().end_probe(self.round, success);
         }
     }
 }
 
 impl<A: Address> Drop for Probe<A> {
     fn drop(&mut self) {
-        if let Some(host) = self.host.take() {
-            host.end_probe(self.round, None);
+        if let Some(free) = self.free.take() {
+            free.host().end_probe(self.round, None);
         }
     }
 }
 
-impl<A: fmt::Display> fmt::Debug for Host<A> {
+impl<A: Address> fmt::Debug for Host<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Host")
             .field("endpoint", &self.endpoint)

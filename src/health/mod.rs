@@ -17,12 +17,12 @@
 //!     .layer(BalanceLayer::new(P2c::default()).slow_start(SlowStart::new(Duration::from_secs(30))))
 //!     .layer(OutlierLayer::default())
 //!     .layer(HealthCheckLayer::new(|_: Endpoint<&'static str>, service| async move {
-//!         ServiceExt::oneshot(service, "/healthz").await.map(drop)
+//!         ServiceExt::oneshot(service, "/healthz".to_owned()).await.map(drop)
 //!     }))
 //!     .layer(each(PendingRequestsLayer::default()))
 //!     .layer(fixed(["a", "b", "c"]))
-//!     .service(|_: &Endpoint<&'static str>| service_fn(|path| async move { Ok::<_, String>(path) }));
-//! # client.oneshot("/").await?;
+//!     .service(|_: &Endpoint<&'static str>| service_fn(|path: String| async move { Ok::<_, String>(path) }));
+//! # client.oneshot("/".to_owned()).await?;
 //! # Ok::<_, tower::BoxError>(()) })?;
 //! # Ok::<_, tower::BoxError>(())
 //! ```

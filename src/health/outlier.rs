@@ -9,10 +9,7 @@ use std::{
 use futures_util::{Stream, TryStream};
 use pin_project_lite::pin_project;
 use rand::{SeedableRng, rngs::SmallRng};
-use tokio::{
-    sync::futures::OwnedNotified,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 use tower::{
     Layer, Service,
     discover::{Change, Discover},
@@ -23,7 +20,7 @@ use super::{
     detectors::{Detectors, FailurePercentage, SlowLatency, SuccessRate},
     ejection::Rule,
     fleet::Fleet,
-    host::{Admitted, Host, HostSettings, Probe},
+    host::{HostSettings, Ticket, Trial},
 };
 use crate::{
     chance::entropy,
@@ -76,26 +73,8 @@ pub struct OutlierLayer<K = ErrorsAreFailures> {
 /// that has revived it, in a panic, sends it requests all the same.
 pub struct Outlier<S, A: Address, K = ErrorsAreFailures> {
     service: S,
-    access: Access<A>,
+    ticket: Arc<Ticket<A>>,
     classify: K,
-}
-
-/// A service's way to what is known of its endpoint: a pointer, whatever the state, for it is moved about.
-enum Access<A: Address> {
-    Free(Arc<Host<A>>),
-    OnTrial(Box<OnTrial<A>>),
-}
-
-struct OnTrial<A: Address> {
-    host: Arc<Host<A>>,
-    trial: Trial<A>,
-}
-
-/// What `poll_ready` has come to while the endpoint is on trial.
-enum Trial<A: Address> {
-    /// The next call is to decide.
-    Probe(Probe<A>),
-    Wait(Pin<Box<OwnedNotified>>),
 }
 
 pin_project! {
@@ -128,7 +107,7 @@ pin_project! {
 /// Reports one request's outcome, at the latest when it is dropped.
 struct Record<A: Address> {
     /// `None` once it has reported.
-    access: Option<Access<A>>,
+    ticket: Option<Arc<Ticket<A>>>,
     /// In ns; 0: not to be known.
     started: u64,
 }
@@ -363,7 +342,7 @@ where
             Change::Insert(endpoint, service) => {
                 let outlier = Outlier {
                     service,
-                    access: Access::Free(this.fleet.insert(&endpoint)),
+                    ticket: this.fleet.insert(&endpoint),
                     classify: this.classify.clone(),
                 };
                 Change::Insert(endpoint, outlier)
@@ -387,57 +366,26 @@ impl<S, A: Address, K> Outlier<S, A, K> {
     #[inline(never)]
     fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Access::OnTrial(on_trial) = &mut self.access {
-                match &mut on_trial.trial {
+            if let Some(Ticket::OnTrial { trial, .. }) = Arc::get_mut(&mut self.ticket) {
+                match trial {
                     Trial::Probe(_) => return Poll::Ready(()),
                     Trial::Wait(changed) => ready!(changed.as_mut().poll(cx)),
                 }
             }
-            let host = self.access.host().clone();
-            let trial = match host.admit() {
-                Admitted::Through => {
-                    self.access = Access::Free(host);
-                    return Poll::Ready(());
-                }
-                Admitted::Probe(probe) => Trial::Probe(probe),
-                Admitted::Wait(changed) => Trial::Wait(changed),
+            let free = Ticket::free(&self.ticket);
+            let Some(trial) = Ticket::admit(&free) else {
+                self.ticket = free;
+                return Poll::Ready(());
             };
-            self.access = Access::OnTrial(Box::new(OnTrial { host, trial }));
-        }
-    }
-}
-
-impl<A: Address> Access<A> {
-    const fn host(&self) -> &Arc<Host<A>> {
-        match self {
-            Self::Free(host) => host,
-            Self::OnTrial(on_trial) => &on_trial.host,
+            self.ticket = Arc::new(Ticket::OnTrial { free, trial });
         }
     }
 
-    /// Takes what the next request is to report to, a probe with it.
+    /// Takes the ticket for the next request, that of a probe where it is one.
     #[inline]
-    fn take(&mut self) -> Self {
-        match self {
-            Self::Free(host) => Self::Free(host.clone()),
-            Self::OnTrial(on_trial) => {
-                let host = on_trial.host.clone();
-                std::mem::replace(self, Self::Free(host))
-            }
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn end(self, success: Option<bool>) {
-        match self {
-            Self::Free(host) if success == Some(false) => host.fail(),
-            Self::Free(_) => {}
-            Self::OnTrial(on_trial) => match on_trial.trial {
-                Trial::Probe(probe) => probe.end(success),
-                Trial::Wait(_) => {}
-            },
-        }
+    fn take_ticket(&mut self) -> Arc<Ticket<A>> {
+        let free = Ticket::free(&self.ticket);
+        std::mem::replace(&mut self.ticket, free)
     }
 }
 
@@ -454,14 +402,13 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         // 1. Permission. Pending: the waker is registered with the end of a probe.
-        match &self.access {
-            Access::Free(host) if host.is_closed() => {}
-            _ => ready!(self.poll_admission(cx)),
+        if !self.ticket.is_closed() {
+            ready!(self.poll_admission(cx));
         }
         // 2. The service itself. Pending: it has registered the waker.
         let readiness = ready!(self.service.poll_ready(cx));
         if readiness.is_err() {
-            self.access.take().end(Some(false));
+            Ticket::end(self.take_ticket(), Some(false));
         }
         Poll::Ready(readiness)
     }
@@ -470,8 +417,8 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         // Before the call, so that a call that panics gives a probe back.
         let record = Record {
-            started: self.access.host().start(),
-            access: Some(self.access.take()),
+            started: self.ticket.start(),
+            ticket: Some(self.take_ticket()),
         };
         OutlierFuture {
             future: self.service.call(request),
@@ -502,26 +449,27 @@ where
 impl<A: Address> Record<A> {
     #[inline]
     fn end(&mut self, outcome: Outcome) {
-        match self.access.take() {
-            Some(Access::Free(host)) if outcome == Outcome::Success => host.succeed(self.started),
-            Some(access) => access.end(outcome.is_success()),
-            None => {}
+        if let Some(ticket) = self.ticket.take() {
+            match &*ticket {
+                Ticket::Free(host) if outcome == Outcome::Success => host.succeed(self.started),
+                _ => Ticket::end(ticket, outcome.is_success()),
+            }
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn cancel(&self, access: Access<A>) {
-        let is_failure = access.host().is_too_long(self.started);
-        access.end(is_failure.then_some(false));
+    fn cancel(&self, ticket: Arc<Ticket<A>>) {
+        let is_failure = ticket.host().is_too_long(self.started);
+        Ticket::end(ticket, is_failure.then_some(false));
     }
 }
 
 impl<A: Address> Drop for Record<A> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(access) = self.access.take() {
-            self.cancel(access);
+        if let Some(ticket) = self.ticket.take() {
+            self.cancel(ticket);
         }
     }
 }
@@ -531,7 +479,7 @@ impl<S: Clone, A: Address, K: Clone> Clone for Outlier<S, A, K> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            access: Access::Free(self.access.host().clone()),
+            ticket: Ticket::free(&self.ticket),
             classify: self.classify.clone(),
         }
     }
@@ -564,8 +512,11 @@ impl<S: fmt::Debug, A: Address, K> fmt::Debug for Outlier<S, A, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outlier")
             .field("service", &self.service)
-            .field("host", self.access.host())
-            .field("is_on_trial", &matches!(self.access, Access::OnTrial(_)))
+            .field("host", self.ticket.host())
+            .field(
+                "is_on_trial",
+                &matches!(*self.ticket, Ticket::OnTrial { .. }),
+            )
             .finish_non_exhaustive()
     }
 }
@@ -582,9 +533,6 @@ impl<D: fmt::Debug, A: Address, K> fmt::Debug for OutlierDiscover<D, A, K> {
 
 impl<F, A: Address, K> fmt::Debug for OutlierFuture<F, A, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_probe = matches!(self.record.access, Some(Access::OnTrial(_)));
-        f.debug_struct("OutlierFuture")
-            .field("is_probe", &is_probe)
-            .finish_non_exhaustive()
+        f.debug_struct("OutlierFuture").finish_non_exhaustive()
     }
 }
