@@ -149,6 +149,16 @@ pub enum Status {
     Unhealthy,
 }
 
+/// Tells why an endpoint is ejected, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ejection {
+    /// When it is picked again.
+    pub until: Instant,
+    /// What spoke against it, with figures; empty where nothing was said.
+    pub reason: Arc<str>,
+}
+
 /// The live handle of one target in a balancer.
 ///
 /// Every clone is the same endpoint: what is set on one is seen by all, and the balancer acts on it
@@ -170,7 +180,7 @@ struct State {
     priority: u8,
     hash_key: Option<Arc<str>>,
     /// What outlier detection says.
-    ejected: Option<Instant>,
+    ejected: Option<Ejection>,
     /// What health checks say.
     unhealthy: bool,
     /// What missing heartbeats say.
@@ -257,6 +267,12 @@ impl<A> Endpoint<A> {
         self.state().revived = revived;
     }
 
+    /// Returns why the endpoint is ejected and until when, also where a failed check hides it in the status.
+    #[must_use]
+    pub fn ejection(&self) -> Option<Ejection> {
+        self.state().ejected.clone()
+    }
+
     /// Returns when the current [`status`](Self::status) began.
     #[must_use]
     pub fn status_since(&self) -> Instant {
@@ -296,7 +312,13 @@ impl<A: fmt::Display> Endpoint<A> {
     ///
     /// A second ejection replaces the first one's end.
     pub fn eject(&self, until: Instant) {
-        self.change(|state| state.ejected = Some(until));
+        self.eject_because(until, "");
+    }
+
+    /// Takes the endpoint out of the picks as [`eject`](Self::eject) does, with a reason for those who look at it.
+    pub fn eject_because(&self, until: Instant, reason: impl Into<Arc<str>>) {
+        let reason = reason.into();
+        self.change(|state| state.ejected = Some(Ejection { until, reason }));
     }
 
     /// Ends an ejection. A failed check still counts.
@@ -322,7 +344,11 @@ impl<A: fmt::Display> Endpoint<A> {
     /// Returns weight and status at `now`, having ended an ejection whose time has come.
     pub(crate) fn standing(&self, now: Instant) -> (u32, Status) {
         let mut state = self.state();
-        if state.ejected.is_some_and(|until| until <= now) {
+        if state
+            .ejected
+            .as_ref()
+            .is_some_and(|ejection| ejection.until <= now)
+        {
             self.apply(&mut state, |state| state.ejected = None);
         }
         (state.weight, state.status())
@@ -351,9 +377,11 @@ impl<A: fmt::Display> Endpoint<A> {
 
 impl State {
     fn status(&self) -> Status {
-        match self.ejected {
+        match &self.ejected {
             _ if self.unhealthy || self.silent => Status::Unhealthy,
-            Some(until) => Status::Ejected { until },
+            Some(ejection) => Status::Ejected {
+                until: ejection.until,
+            },
             None => Status::Available,
         }
     }

@@ -72,7 +72,7 @@ pub mod policy;
 pub use self::{
     balance::{Balance, BalanceLayer, Driver},
     discover::{WatchLayer, each, fixed, from_discover},
-    endpoint::{Address, Endpoint, IntoTarget, Status, Target},
+    endpoint::{Address, Ejection, Endpoint, IntoTarget, Status, Target},
     error::{MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
     hash::{Maglev, Rendezvous, RingHash},
     health::{HealthCheckLayer, Heartbeats, OutlierLayer, SlowStart},

@@ -113,7 +113,7 @@ async fn verdicts_are_events_with_reason_and_figures() {
         let _ = balance.ready().await.unwrap().call(()).await;
     }
     let lines = lines.lock().unwrap();
-    let is_ejection = |line: &&String| line.starts_with("WARN ejected 0 ConsecutiveFailures(5) 30");
+    let is_ejection = |line: &&String| line.starts_with("WARN ejected 0 5 failures in a row 30");
     assert!(lines.iter().any(|line| is_ejection(&line)), "{lines:?}");
     assert!(
         lines.contains(&"INFO probes succeeded: readmitted 0".to_string()),

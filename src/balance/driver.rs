@@ -177,6 +177,12 @@ where
             }
         }
         let standing = self.judge(shared, available, taking, &mut members);
+        if self.in_panic {
+            // Those who have just come back are the well ones: they need not stand back for the others.
+            for member in &mut members {
+                member.share = member.weight;
+            }
+        }
         let previous = Arc::clone(&shared.snapshot());
         let table = shared.policy.table(&members, Some(&previous.table));
         debug!(members = members.len(), available, "publishing a snapshot");

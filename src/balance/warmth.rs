@@ -16,8 +16,11 @@ struct Warmth {
 
 #[derive(Clone, Copy, Debug, Default)]
 enum State {
+    /// It came with a set that was new as a whole, and has not been available yet.
+    First,
+    /// It joined others, and has not been available yet.
     #[default]
-    New,
+    Cold,
     Warming {
         since: Instant,
     },
@@ -35,12 +38,21 @@ impl Warmths {
         now: Instant,
     ) -> Option<Duration> {
         let mut before = std::mem::take(&mut self.0);
-        // Of a set that is new as a whole, nobody is warm, and nobody else is there to take the requests.
+        // Of a set that is new as a whole nobody is warm, and nobody else is there to take the requests: it starts warm,
+        // whenever its endpoints become available.
         let joins_others = before.values().any(|warmth| warmth.was_available);
+        let state = if joins_others {
+            State::Cold
+        } else {
+            State::First
+        };
         let mut factors = Vec::with_capacity(members.len());
         for member in &*members {
-            let mut warmth = before.remove(&member.id).unwrap_or_default();
-            factors.push(warmth.follow(slow_start, member.candidate, joins_others, now));
+            let mut warmth = before.remove(&member.id).unwrap_or(Warmth {
+                state,
+                was_available: false,
+            });
+            factors.push(warmth.follow(slow_start, member.candidate, now));
             self.0.insert(member.id, warmth);
         }
         if factors.iter().all(Option::is_none) {
@@ -59,16 +71,10 @@ impl Warmths {
 
 impl Warmth {
     /// Returns the share of its weight that the endpoint has now; `None` if that is all of it.
-    fn follow(
-        &mut self,
-        slow_start: &SlowStart,
-        is_available: bool,
-        joins_others: bool,
-        now: Instant,
-    ) -> Option<f64> {
+    fn follow(&mut self, slow_start: &SlowStart, is_available: bool, now: Instant) -> Option<f64> {
         if is_available && !self.was_available {
             self.state = match self.state {
-                State::New if !joins_others => State::Warm,
+                State::First => State::Warm,
                 _ => State::Warming { since: now },
             };
         }

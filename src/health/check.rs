@@ -14,14 +14,14 @@ use std::{
 
 use futures_util::{Stream, TryStream, stream::FuturesUnordered};
 use pin_project_lite::pin_project;
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand::{SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, Sleep, Timeout};
 use tower::{Layer, discover::Change};
 use tracing::{debug, info, warn};
 
 use super::traffic::Traffic;
 use crate::{
-    chance::entropy,
+    chance::{entropy, random_part},
     endpoint::{Address, Endpoint},
 };
 
@@ -335,15 +335,13 @@ where
         loop {
             // 1. Results.
             while let Poll::Ready(Some((id, result))) = this.running.as_mut().poll_next(cx) {
-                let Some(patient) = this.patients.by_id.get_mut(&id) else {
-                    continue;
-                };
-                patient.take(result, this.settings);
-                let pause = patient.pause(this.settings, this.traffic.idle_interval());
-                let most = this.settings.jitter.min(pause);
-                let jitter = most.mul_f64(this.rng.random());
-                this.patients
-                    .schedule(id, later(Instant::now(), pause + jitter));
+                this.patients.done(
+                    id,
+                    result,
+                    this.settings,
+                    this.traffic.idle_interval(),
+                    this.rng,
+                );
             }
             // 2. Who is due. With all places taken, the end of a check wakes.
             let now = Instant::now();
@@ -355,7 +353,15 @@ where
                 let Some(patient) = this.patients.by_id.get(&id) else {
                     continue;
                 };
-                let check = (this.check)(patient.endpoint.clone(), patient.service.clone());
+                let (endpoint, service) = (patient.endpoint.clone(), &patient.service);
+                let start = AssertUnwindSafe(|| (this.check)(endpoint, service.clone()));
+                let Ok(check) = catch_unwind(start) else {
+                    let result = Err(PANICKED.into());
+                    let idle = this.traffic.idle_interval();
+                    this.patients
+                        .done(id, result, this.settings, idle, this.rng);
+                    continue;
+                };
                 let check = tokio::time::timeout(this.settings.timeout, check);
                 this.running.push(Run { id, check });
                 has_started = true;
@@ -436,8 +442,11 @@ impl<A: Address, S> Patients<A, S> {
         settings: &Settings,
     ) {
         self.remove(&endpoint);
+        // Whatever was said of a service that this one replaces.
         let is_healthy = settings.until_first_check == UntilFirstCheck::Available;
-        if !is_healthy {
+        if is_healthy {
+            endpoint.mark_healthy();
+        } else {
             endpoint.mark_unhealthy();
         }
         let id = self.next_id;
@@ -463,6 +472,25 @@ impl<A: Address, S> Patients<A, S> {
         if let Some(id) = self.ids.remove(endpoint) {
             self.by_id.remove(&id);
         }
+    }
+
+    /// Takes the result of a check, and says when the next one is due.
+    fn done(
+        &mut self,
+        id: u64,
+        result: Result<(), String>,
+        settings: &Settings,
+        idle_interval: Option<Duration>,
+        rng: &mut SmallRng,
+    ) {
+        // It may have left meanwhile.
+        let Some(patient) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        patient.take(result, settings);
+        let pause = patient.pause(settings, idle_interval);
+        let jitter = random_part(settings.jitter.min(pause), rng);
+        self.schedule(id, later(Instant::now(), pause.saturating_add(jitter)));
     }
 
     fn schedule(&mut self, id: u64, at: Instant) {
@@ -551,13 +579,16 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         // A check is foreign code on the driver's task: its panic is its own failure.
-        let poll = catch_unwind(AssertUnwindSafe(|| this.check.poll(cx)));
+        let poll = catch_unwind(AssertUnwindSafe(|| {
+            let result = ready!(this.check.poll(cx));
+            Poll::Ready(match result {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("no answer in time".into()),
+            })
+        }));
         let result = match poll {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Ok(Ok(())))) => Ok(()),
-            Ok(Poll::Ready(Ok(Err(error)))) => Err(error.to_string()),
-            Ok(Poll::Ready(Err(_))) => Err("no answer in time".into()),
-            Err(_) => Err("the check panicked".into()),
+            Ok(poll) => ready!(poll),
+            Err(_) => Err(PANICKED.into()),
         };
         Poll::Ready((*this.id, result))
     }
@@ -585,3 +616,5 @@ fn later(now: Instant, pause: Duration) -> Instant {
     now.checked_add(pause)
         .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
 }
+
+const PANICKED: &str = "the check panicked";

@@ -1,6 +1,6 @@
 //! Who stands out? Pure judgements over what was counted in one interval.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// What one endpoint has shown in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,28 +14,36 @@ pub(super) struct Tally {
 
 /// Why an endpoint was ejected, with the figures that it was judged by.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// So many failures in a row.
+pub(super) enum Reason {
     ConsecutiveFailures(u32),
-    /// Its share of successes, and the share below which it was to be ejected.
+    /// Shares from 0 to 1.
     SuccessRate {
-        /// From 0 to 1.
         rate: f64,
-        /// From 0 to 1.
         threshold: f64,
     },
-    /// Its share of failures, from 0 to 1.
     FailurePercentage(f64),
-    /// Its mean latency, and the longest that was to be tolerated.
     SlowLatency {
-        /// Of its successes.
         mean: Duration,
-        /// So many times the median of all endpoints' means.
         threshold: Duration,
     },
     /// A probe failed, or did not end, when an earlier ejection was over.
     Probe,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ConsecutiveFailures(failures) => write!(f, "{failures} failures in a row"),
+            Self::SuccessRate { rate, threshold } => {
+                write!(f, "success rate {rate:.3} below {threshold:.3}")
+            }
+            Self::FailurePercentage(rate) => write!(f, "failure rate {rate:.3}"),
+            Self::SlowLatency { mean, threshold } => {
+                write!(f, "mean latency {mean:.1?} above {threshold:.1?}")
+            }
+            Self::Probe => f.write_str("a probe failed"),
+        }
+    }
 }
 
 /// Ejects endpoints whose share of successes is far below that of the others.
@@ -49,30 +57,21 @@ pub enum Reason {
 ///
 /// Source: Envoy, outlier detection; gRFC A50. The floor is ours.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct SuccessRate {
-    /// How many standard deviations below the mean. Default 1.9; a larger value ejects fewer.
-    pub sigmas: f64,
-    /// How far below the mean at least, from 0 to 1. Default .05; 0 is Envoy's and gRPC's rule.
-    pub floor: f64,
-    /// How many endpoints must have had enough requests. Default 5.
-    pub min_hosts: usize,
-    /// How many requests in an interval are enough. Default 100.
-    pub min_requests: u64,
+    sigmas: f64,
+    floor: f64,
+    min_hosts: usize,
+    min_requests: u64,
 }
 
 /// Ejects endpoints whose share of failures is at least so large.
 ///
 /// Source: Envoy, outlier detection; gRFC A50.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct FailurePercentage {
-    /// The share of failures, from 0 to 1, that is too large. Default .85.
-    pub threshold: f64,
-    /// How many endpoints must have had enough requests. Default 5.
-    pub min_hosts: usize,
-    /// How many requests in an interval are enough. Default 50.
-    pub min_requests: u64,
+    threshold: f64,
+    min_hosts: usize,
+    min_requests: u64,
 }
 
 /// Ejects endpoints whose mean latency is so many times the median of all endpoints' means.
@@ -80,14 +79,10 @@ pub struct FailurePercentage {
 /// For fleets of equal servers only: it takes a slower zone for a fault. Times the first 64 successes of an interval, and one
 /// in 16 of the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct SlowLatency {
-    /// How many times the median is too slow. Default 3.
-    pub factor: f64,
-    /// How many endpoints must have had enough requests. Default 5.
-    pub min_hosts: usize,
-    /// How many successes in an interval are enough. Default 50.
-    pub min_requests: u64,
+    factor: f64,
+    min_hosts: usize,
+    min_requests: u64,
 }
 
 impl Default for SuccessRate {
@@ -178,6 +173,55 @@ impl Tally {
 }
 
 impl SuccessRate {
+    /// Sets how many standard deviations below the mean are too many. Default 1.9; more eject fewer.
+    ///
+    /// # Panics
+    ///
+    /// If it is negative or not a number.
+    #[must_use]
+    #[track_caller]
+    pub fn sigmas(mut self, sigmas: f64) -> Self {
+        assert!(sigmas >= 0.0, "deviations are 0 or more, not {sigmas}");
+        self.sigmas = sigmas;
+        self
+    }
+
+    /// Sets how far below the mean an endpoint must be at least, from 0 to 1. Default .05.
+    ///
+    /// 0 is Envoy's and gRPC's rule.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in 0 to 1.
+    #[must_use]
+    #[track_caller]
+    pub fn floor(mut self, floor: f64) -> Self {
+        assert!(
+            (0.0..=1.0).contains(&floor),
+            "a share is in 0 to 1, not {floor}"
+        );
+        self.floor = floor;
+        self
+    }
+
+    /// Sets how many endpoints must have had enough requests. Default 5.
+    ///
+    /// Fewer are no fleet to stand out from.
+    #[must_use]
+    pub const fn min_hosts(mut self, hosts: usize) -> Self {
+        self.min_hosts = hosts;
+        self
+    }
+
+    /// Sets how many requests in an interval are enough. Default 100.
+    ///
+    /// Of fewer, chance has a large say.
+    #[must_use]
+    pub const fn min_requests(mut self, requests: u64) -> Self {
+        self.min_requests = requests;
+        self
+    }
+
     fn judge(&self, tallies: &[Tally]) -> Vec<Outlier> {
         let rates = enough(tallies, self.min_hosts, |tally| {
             let is_enough = tally.requests() >= self.min_requests.max(1);
@@ -202,6 +246,40 @@ impl SuccessRate {
 }
 
 impl FailurePercentage {
+    /// Sets the share of failures that is too large, from 0 to 1. Default .85.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in 0 to 1.
+    #[must_use]
+    #[track_caller]
+    pub fn threshold(mut self, share: f64) -> Self {
+        assert!(
+            (0.0..=1.0).contains(&share),
+            "a share is in 0 to 1, not {share}"
+        );
+        self.threshold = share;
+        self
+    }
+
+    /// Sets how many endpoints must have had enough requests. Default 5.
+    ///
+    /// Fewer are no fleet to stand out from.
+    #[must_use]
+    pub const fn min_hosts(mut self, hosts: usize) -> Self {
+        self.min_hosts = hosts;
+        self
+    }
+
+    /// Sets how many requests in an interval are enough. Default 50.
+    ///
+    /// Of fewer, chance has a large say.
+    #[must_use]
+    pub const fn min_requests(mut self, requests: u64) -> Self {
+        self.min_requests = requests;
+        self
+    }
+
     fn judge(&self, tallies: &[Tally]) -> Vec<Outlier> {
         let rates = enough(tallies, self.min_hosts, |tally| {
             let is_enough = tally.requests() >= self.min_requests.max(1);
@@ -217,6 +295,40 @@ impl FailurePercentage {
 }
 
 impl SlowLatency {
+    /// Sets how many times the median is too slow. Default 3.
+    ///
+    /// # Panics
+    ///
+    /// If it is below 1 or not a number.
+    #[must_use]
+    #[track_caller]
+    pub fn factor(mut self, factor: f64) -> Self {
+        assert!(
+            factor >= 1.0,
+            "slow is more than the median, not {factor} of it"
+        );
+        self.factor = factor;
+        self
+    }
+
+    /// Sets how many endpoints must have had enough requests. Default 5.
+    ///
+    /// Fewer are no fleet to stand out from.
+    #[must_use]
+    pub const fn min_hosts(mut self, hosts: usize) -> Self {
+        self.min_hosts = hosts;
+        self
+    }
+
+    /// Sets how many successes in an interval are enough. Default 50.
+    ///
+    /// Of fewer, chance has a large say.
+    #[must_use]
+    pub const fn min_requests(mut self, requests: u64) -> Self {
+        self.min_requests = requests;
+        self
+    }
+
     fn judge(&self, tallies: &[Tally]) -> Vec<Outlier> {
         let means = enough(tallies, self.min_hosts, |tally| {
             let is_enough = tally.successes >= self.min_requests && tally.timed > 0;
@@ -342,11 +454,7 @@ mod tests {
                 .is_empty()
         );
         assert!(SuccessRate::default().judge(&[]).is_empty());
-        let none = SuccessRate {
-            min_hosts: 0,
-            min_requests: 0,
-            ..SuccessRate::default()
-        };
+        let none = SuccessRate::default().min_hosts(0).min_requests(0);
         assert!(none.judge(&[Tally::default(); 3]).is_empty());
     }
 

@@ -22,8 +22,8 @@ pub(super) struct Rule {
 ///     +---------------------------------- all probes succeeded --------+
 /// ```
 ///
-/// Open and half-open both count as ejected. A probe that ends undecided gives its slot back; one that has not
-/// ended after the longest ejection counts as failed, so that no state lasts for ever.
+/// A probe that ends undecided gives its slot back, and so does one that was reserved and is not sent within
+/// [`RESERVED_FOR`]; one that has not ended after the longest ejection counts as failed. No state lasts for ever.
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: State,
@@ -42,9 +42,12 @@ enum State {
         until: Instant,
     },
     HalfOpen {
-        /// Under way, of which the first has been since then.
-        out: u32,
-        since: Instant,
+        /// Probes that are to be sent, and since when none has been added.
+        reserved: u32,
+        reserved_at: Instant,
+        /// Probes under way, and since when none has been added.
+        sent: u32,
+        sent_at: Instant,
         succeeded: u32,
     },
 }
@@ -119,7 +122,7 @@ impl Breaker {
 
     /// Ejects, for as long as it is its turn for, plus the `jitter`; returns until when.
     pub(super) fn eject(&mut self, rule: &Rule, jitter: Duration, now: Instant) -> Instant {
-        let length = rule.length(self.times) + jitter;
+        let length = rule.length(self.times).saturating_add(jitter);
         // A clock's end is far away: thirty years are for ever.
         let until = now
             .checked_add(length)
@@ -150,42 +153,70 @@ impl Breaker {
                 Standing::Revived => return Admission::Through,
             }
             self.state = State::HalfOpen {
-                out: 0,
-                since: now,
+                reserved: 0,
+                reserved_at: now,
+                sent: 0,
+                sent_at: now,
                 succeeded: 0,
             };
         }
         match &mut self.state {
             State::HalfOpen {
-                out,
-                since,
+                reserved,
+                reserved_at,
+                sent,
                 succeeded,
-            } if *out + *succeeded < rule.probes => {
-                if *out == 0 {
-                    *since = now;
+                ..
+            } => {
+                if *reserved + *sent + *succeeded >= rule.probes {
+                    return Admission::Wait;
                 }
-                *out += 1;
+                *reserved += 1;
+                *reserved_at = now;
                 Admission::Probe(self.round)
             }
-            State::HalfOpen { .. } => Admission::Wait,
             _ => Admission::Through,
         }
     }
 
-    /// Takes the end of a probe: whether it succeeded, if it says so.
+    /// Takes note that a reserved probe is sent.
+    pub(super) fn send_probe(&mut self, round: u64, now: Instant) {
+        if self.round != round {
+            return;
+        }
+        if let State::HalfOpen {
+            reserved,
+            sent,
+            sent_at,
+            ..
+        } = &mut self.state
+        {
+            *reserved -= 1;
+            *sent += 1;
+            *sent_at = now;
+        }
+    }
+
+    /// Takes the end of a probe: whether it was sent, and whether it succeeded, if it says so.
     pub(super) const fn end_probe(
         &mut self,
         rule: &Rule,
-        round: u64,
+        (round, is_sent): (u64, bool),
         success: Option<bool>,
     ) -> Verdict {
-        let State::HalfOpen { out, succeeded, .. } = &mut self.state else {
+        let State::HalfOpen {
+            reserved,
+            sent,
+            succeeded,
+            ..
+        } = &mut self.state
+        else {
             return Verdict::Undecided;
         };
         if self.round != round {
             return Verdict::Undecided;
         }
-        *out -= 1;
+        *(if is_sent { sent } else { reserved }) -= 1;
         match success {
             None => Verdict::Undecided,
             Some(false) => Verdict::Failed,
@@ -200,20 +231,46 @@ impl Breaker {
         }
     }
 
+    /// Returns whether the endpoint is kept from requests: not where its time is over and nobody has asked for it.
+    pub(super) fn is_out(&self, now: Instant) -> bool {
+        match self.state {
+            State::Closed => false,
+            State::Open { until } => now < until,
+            State::HalfOpen { reserved, sent, .. } => reserved + sent > 0,
+        }
+    }
+
     /// Ends an interval; says whether a probe has been under way for so long that it failed.
     pub(super) fn end_interval(&mut self, rule: &Rule, now: Instant) -> bool {
         if !self.was_ejected && self.is_closed() {
             self.times = self.times.saturating_sub(1);
         }
         self.was_ejected = false;
-        match self.state {
-            State::HalfOpen { out, since, .. } => {
-                out > 0 && now.saturating_duration_since(since) >= rule.longest
-            }
-            _ => false,
+        let State::HalfOpen {
+            reserved,
+            reserved_at,
+            sent,
+            sent_at,
+            ..
+        } = &mut self.state
+        else {
+            return false;
+        };
+        if *reserved > 0
+            && *sent == 0
+            && now.saturating_duration_since(*reserved_at) >= RESERVED_FOR
+        {
+            // Who holds them sends something else, if anything: their outcomes are of another round.
+            *reserved = 0;
+            self.round += 1;
+            return false;
         }
+        *sent > 0 && now.saturating_duration_since(*sent_at) >= rule.longest
     }
 }
+
+/// A caller that is ready calls at once, as a rule.
+const RESERVED_FOR: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -227,6 +284,15 @@ mod tests {
             max_ejected,
             probes: 1,
         }
+    }
+
+    /// Sends a probe, which must be due; returns its round.
+    fn send(breaker: &mut Breaker, rule: &Rule, now: Instant) -> u64 {
+        let Admission::Probe(round) = breaker.admit(rule, Standing::Ejected, now) else {
+            panic!("a probe is due");
+        };
+        breaker.send_probe(round, now);
+        round
     }
 
     const fn secs(secs: u64) -> Duration {
@@ -266,10 +332,11 @@ mod tests {
             assert!(!breaker.end_interval(&rule, now), "no probe is out");
         }
         // Half-open, and back: only then are intervals quiet.
-        let Admission::Probe(round) = breaker.admit(&rule, Standing::Ejected, now) else {
-            panic!("a probe is due");
-        };
-        assert_eq!(breaker.end_probe(&rule, round, Some(true)), Verdict::Closed);
+        let round = send(&mut breaker, &rule, now);
+        assert_eq!(
+            breaker.end_probe(&rule, (round, true), Some(true)),
+            Verdict::Closed
+        );
         for _ in 0..7 {
             breaker.end_interval(&rule, now);
         }
@@ -293,27 +360,28 @@ mod tests {
             assert_eq!(breaker.admit(&rule, standing, just_before), admission);
         }
         // Two at once and no more; one given back is given out again.
+        let round = send(&mut breaker, &rule, until);
+        assert_eq!(send(&mut breaker, &rule, until), round);
         let admit = |breaker: &mut Breaker| breaker.admit(&rule, Standing::Ejected, until);
-        let Admission::Probe(round) = admit(&mut breaker) else {
-            panic!("a probe is due");
-        };
-        assert_eq!(admit(&mut breaker), Admission::Probe(round));
         assert_eq!(admit(&mut breaker), Admission::Wait);
-        assert_eq!(breaker.end_probe(&rule, round, None), Verdict::Undecided);
-        assert_eq!(admit(&mut breaker), Admission::Probe(round));
+        assert_eq!(
+            breaker.end_probe(&rule, (round, true), None),
+            Verdict::Undecided
+        );
+        assert_eq!(send(&mut breaker, &rule, until), round);
         // Of another round, says nothing.
         assert_eq!(
-            breaker.end_probe(&rule, round - 1, Some(false)),
+            breaker.end_probe(&rule, (round - 1, true), Some(false)),
             Verdict::Undecided
         );
         // One success is not enough, and takes no further probe than the second.
         assert_eq!(
-            breaker.end_probe(&rule, round, Some(true)),
+            breaker.end_probe(&rule, (round, true), Some(true)),
             Verdict::Undecided
         );
         assert_eq!(admit(&mut breaker), Admission::Wait);
         assert_eq!(
-            breaker.end_probe(&rule, round, Some(false)),
+            breaker.end_probe(&rule, (round, true), Some(false)),
             Verdict::Failed
         );
     }
@@ -323,12 +391,41 @@ mod tests {
         let rule = rule(0.1);
         let mut breaker = Breaker::new();
         let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
-        assert!(matches!(
-            breaker.admit(&rule, Standing::Ejected, until),
-            Admission::Probe(_)
-        ));
+        send(&mut breaker, &rule, until);
         assert!(!breaker.end_interval(&rule, until + secs(299)));
         assert!(breaker.end_interval(&rule, until + secs(300)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_reserved_and_not_sent_is_taken_back() {
+        let rule = rule(0.1);
+        let mut breaker = Breaker::new();
+        let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
+        let admit = |breaker: &mut Breaker, now| breaker.admit(&rule, Standing::Ejected, now);
+        let Admission::Probe(first) = admit(&mut breaker, until) else {
+            panic!("a probe is due");
+        };
+        assert!(!breaker.end_interval(&rule, until + secs(4)));
+        assert_eq!(admit(&mut breaker, until + secs(4)), Admission::Wait);
+        assert!(!breaker.end_interval(&rule, until + secs(5)));
+        // The first one, sent late, decides nothing; the next one does.
+        let second = send(&mut breaker, &rule, until + secs(5));
+        breaker.send_probe(first, until + secs(5));
+        let undecided = breaker.end_probe(&rule, (first, true), Some(false));
+        assert_eq!(undecided, Verdict::Undecided);
+        let closed = breaker.end_probe(&rule, (second, true), Some(true));
+        assert_eq!(closed, Verdict::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_times_are_no_panic() {
+        let rule = Rule {
+            base: Duration::MAX,
+            longest: Duration::MAX,
+            ..rule(0.1)
+        };
+        let now = Instant::now();
+        assert!(Breaker::new().eject(&rule, secs(1), now) > now);
     }
 
     #[tokio::test(start_paused = true)]

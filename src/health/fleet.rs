@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use rand::{RngExt, rngs::SmallRng};
+use rand::rngs::SmallRng;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -14,7 +14,10 @@ use super::{
     ejection::Rule,
     host::{Host, HostSettings, Ticket},
 };
-use crate::endpoint::{Address, Endpoint, Status};
+use crate::{
+    chance::random_part,
+    endpoint::{Address, Endpoint, Status},
+};
 
 /// All endpoints that outlier detection watches, judged together.
 pub(super) struct Fleet<A: Address> {
@@ -50,6 +53,8 @@ impl<A: Address> Fleet<A> {
     /// Adds an endpoint, in place of the one of that address that there may have been.
     pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Arc<Ticket<A>> {
         let fleet = Arc::downgrade(self);
+        // Whatever was said of a service that this one replaces.
+        endpoint.readmit();
         let host = Host::new(endpoint.clone(), self.settings, fleet);
         let ticket = Arc::new(Ticket::Free(host));
         let mut hosts = self.hosts();
@@ -118,17 +123,18 @@ impl<A: Address> Fleet<A> {
 
 impl<A: Address> Hosts<A> {
     fn eject(&mut self, rule: &Rule, host: &Host<A>, reason: Reason, now: Instant) {
-        if !host.may_be_ejected() {
+        if !host.may_be_ejected() || !self.has(host) {
             return;
         }
-        match self.objection(rule, host) {
-            Some(objection) => debug!(endpoint = %host.endpoint, ?reason, objection, "not ejected"),
+        match self.objection(rule, host, now) {
+            Some(objection) => debug!(endpoint = %host.endpoint, %reason, objection, "not ejected"),
             None => self.eject_now(rule, host, reason, now),
         }
     }
 
     fn eject_again(&mut self, rule: &Rule, host: &Host<A>, now: Instant) {
-        match self.objection(rule, host) {
+        let objection = self.objection(rule, host, now);
+        match objection.or_else(|| (!self.has(host)).then_some("its service was replaced")) {
             Some(objection) => {
                 warn!(endpoint = %host.endpoint, objection, "readmitted though a probe failed");
                 host.close();
@@ -138,19 +144,29 @@ impl<A: Address> Hosts<A> {
     }
 
     fn eject_now(&mut self, rule: &Rule, host: &Host<A>, reason: Reason, now: Instant) {
-        let until = host.eject(self.jitter(rule), now);
+        let until = host.eject(reason, self.jitter(rule), now);
         let seconds = until.saturating_duration_since(now).as_secs_f64();
-        warn!(endpoint = %host.endpoint, ?reason, seconds, ?until, "ejected");
+        warn!(endpoint = %host.endpoint, %reason, seconds, ?until, "ejected");
+    }
+
+    /// Returns whether this is the host of its endpoint, not one whose service was replaced.
+    fn has(&self, host: &Host<A>) -> bool {
+        let id = self.ids.get(&host.endpoint);
+        let listed = id.and_then(|id| self.list.get(id));
+        listed.is_some_and(|ticket| std::ptr::eq(ticket.host(), host))
     }
 
     /// Returns why the rules do not let an endpoint be ejected, if they do not.
-    fn objection(&self, rule: &Rule, host: &Host<A>) -> Option<&'static str> {
+    ///
+    /// Who is out of its time and has not been asked for since takes nobody's place: it may be unhealthy, too, or nobody's
+    /// keys lead there, and then no probe will come.
+    fn objection(&self, rule: &Rule, host: &Host<A>, now: Instant) -> Option<&'static str> {
         let others = || {
             let all = self.list.values().map(|ticket| ticket.host());
             let others = all.filter(|other| other.endpoint != host.endpoint);
             others.filter(|other| other.is_candidate())
         };
-        let ejected = others().filter(|other| !other.is_closed()).count();
+        let ejected = others().filter(|other| other.is_out(now)).count();
         if ejected >= rule.most_ejected(others().count() + 1) {
             return Some("as many others are ejected as may be");
         }
@@ -160,7 +176,7 @@ impl<A: Address> Hosts<A> {
     }
 
     fn jitter(&mut self, rule: &Rule) -> Duration {
-        rule.jitter.mul_f64(self.rng.random())
+        random_part(rule.jitter, &mut self.rng)
     }
 }
 

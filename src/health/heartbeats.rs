@@ -99,9 +99,9 @@ impl<A: Address> Heartbeats<A> {
             let (id, last) = (pulse.id, pulse.last);
             let endpoint = pulses.by_id[&id].clone();
             pulses.look_after(id, last, self.ttl);
-            drop(pulses);
             info!(%endpoint, "heartbeats are back");
-            // It wakes the driver, which then sees when it is to look again.
+            // Under the lock, as `look` does, so that the last word is that of who knows last. It wakes the driver,
+            // which then sees when it is to look again.
             endpoint.set_silent(false);
         }
         true
@@ -149,6 +149,8 @@ impl<A: Address> Pulses<A> {
             last: now,
             is_silent: false,
         };
+        // Whatever was said of a service that this one replaces.
+        endpoint.set_silent(false);
         self.by_endpoint.insert(endpoint.clone(), pulse);
         self.by_id.insert(id, endpoint);
         self.look_after(id, now, ttl);

@@ -85,6 +85,7 @@ pub(super) struct Probe<A: Address> {
     /// `None` once it has ended.
     free: Option<Arc<Ticket<A>>>,
     round: u64,
+    is_sent: bool,
 }
 
 impl<A: Address> Ticket<A> {
@@ -115,6 +116,29 @@ impl<A: Address> Ticket<A> {
             Self::Free(_) => this.clone(),
             Self::OnTrial { free, .. } => free.clone(),
         }
+    }
+
+    /// Takes the ticket of the next request out of `this`, which it leaves with the one that all share.
+    #[inline]
+    pub(super) fn take(this: &mut Arc<Self>) -> Arc<Self> {
+        match &**this {
+            Self::Free(_) => this.clone(),
+            Self::OnTrial { .. } => Self::take_trial(this),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_trial(this: &mut Arc<Self>) -> Arc<Self> {
+        if let Some(Self::OnTrial {
+            trial: Trial::Probe(probe),
+            ..
+        }) = Arc::get_mut(this)
+        {
+            probe.send();
+        }
+        let free = Self::free(this);
+        std::mem::replace(this, free)
     }
 
     /// Takes the outcome of a request, unless it is a success that was no probe's.
@@ -154,6 +178,7 @@ impl<A: Address> Ticket<A> {
             Admission::Probe(round) => Some(Trial::Probe(Probe {
                 free: Some(free.clone()),
                 round,
+                is_sent: false,
             })),
             Admission::Wait => Some(Trial::Wait(Box::pin(changed))),
         }
@@ -291,11 +316,16 @@ impl<A: Address> Host<A> {
         self.door().may_be_ejected()
     }
 
+    /// Returns whether the endpoint is kept from requests.
+    pub(super) fn is_out(&self, now: Instant) -> bool {
+        self.door().is_out(now)
+    }
+
     /// Ejects the endpoint; returns until when.
-    pub(super) fn eject(&self, jitter: Duration, now: Instant) -> Instant {
+    pub(super) fn eject(&self, reason: Reason, jitter: Duration, now: Instant) -> Instant {
         let mut door = self.door();
         let until = door.eject(&self.settings.rule, jitter, now);
-        self.endpoint.eject(until);
+        self.endpoint.eject_because(until, reason.to_string());
         self.tell(door);
         until
     }
@@ -308,9 +338,9 @@ impl<A: Address> Host<A> {
         self.tell(door);
     }
 
-    fn end_probe(&self, round: u64, success: Option<bool>) {
+    fn end_probe(&self, probe: (u64, bool), success: Option<bool>) {
         let mut door = self.door();
-        let verdict = door.end_probe(&self.settings.rule, round, success);
+        let verdict = door.end_probe(&self.settings.rule, probe, success);
         if verdict == Verdict::Closed {
             self.endpoint.readmit();
             info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
@@ -339,10 +369,17 @@ impl<A: Address> Host<A> {
 }
 
 impl<A: Address> Probe<A> {
+    fn send(&mut self) {
+        self.is_sent = true;
+        if let Some(free) = &self.free {
+            free.host().door().send_probe(self.round, Instant::now());
+        }
+    }
+
     /// Takes the probe's outcome; `None`: undecided.
     pub(super) fn end(mut self, success: Option<bool>) {
         if let Some(free) = self.free.take() {
-            free.host().end_probe(self.round, success);
+            free.host().end_probe((self.round, self.is_sent), success);
         }
     }
 }
@@ -350,7 +387,7 @@ impl<A: Address> Probe<A> {
 impl<A: Address> Drop for Probe<A> {
     fn drop(&mut self) {
         if let Some(free) = self.free.take() {
-            free.host().end_probe(self.round, None);
+            free.host().end_probe((self.round, self.is_sent), None);
         }
     }
 }

@@ -90,7 +90,7 @@ mod traffic;
 pub use self::tcp::tcp_connect;
 pub use self::{
     check::{HealthCheckDiscover, HealthCheckLayer, UntilFirstCheck},
-    detectors::{FailurePercentage, Reason, SlowLatency, SuccessRate},
+    detectors::{FailurePercentage, SlowLatency, SuccessRate},
     heartbeats::{HeartbeatDiscover, Heartbeats},
     outlier::{Outlier, OutlierDiscover, OutlierFuture, OutlierLayer},
     slow_start::SlowStart,

@@ -380,13 +380,6 @@ impl<S, A: Address, K> Outlier<S, A, K> {
             self.ticket = Arc::new(Ticket::OnTrial { free, trial });
         }
     }
-
-    /// Takes the ticket for the next request, that of a probe where it is one.
-    #[inline]
-    fn take_ticket(&mut self) -> Arc<Ticket<A>> {
-        let free = Ticket::free(&self.ticket);
-        std::mem::replace(&mut self.ticket, free)
-    }
 }
 
 impl<S, A, K, Req> Service<Req> for Outlier<S, A, K>
@@ -408,7 +401,7 @@ where
         // 2. The service itself. Pending: it has registered the waker.
         let readiness = ready!(self.service.poll_ready(cx));
         if readiness.is_err() {
-            Ticket::end(self.take_ticket(), Some(false));
+            Ticket::end(Ticket::take(&mut self.ticket), Some(false));
         }
         Poll::Ready(readiness)
     }
@@ -418,7 +411,7 @@ where
         // Before the call, so that a call that panics gives a probe back.
         let record = Record {
             started: self.ticket.start(),
-            ticket: Some(self.take_ticket()),
+            ticket: Some(Ticket::take(&mut self.ticket)),
         };
         OutlierFuture {
             future: self.service.call(request),

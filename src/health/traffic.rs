@@ -11,8 +11,8 @@ use tower::{Service, load::Load};
 
 use crate::metric::{InFlight, TotalInFlight};
 
-/// Tells health checks which endpoints get requests: not at all, `()`, or by an [`IdleInterval`].
-pub trait Traffic<S> {
+/// Tells health checks which endpoints get requests: not at all, `()`, or by an [`IdleInterval`]. Sealed.
+pub trait Traffic<S>: sealed::Sealed {
     /// What becomes of an endpoint's service.
     type Service;
 
@@ -104,4 +104,11 @@ impl<S: TotalInFlight> TotalInFlight for Watched<S> {
     fn total_in_flight(&self) -> usize {
         self.service.total_in_flight()
     }
+}
+
+mod sealed {
+    #[allow(unnameable_types)] // so that nobody else implements it
+    pub trait Sealed {}
+    impl Sealed for () {}
+    impl Sealed for super::IdleInterval {}
 }

@@ -86,6 +86,11 @@ mod ejection {
         calls(&mut balance, 2).await;
         let until = start + Duration::from_secs(30);
         assert_eq!(statuses(&balance)[0], Status::Ejected { until });
+        let ejection = balance.endpoints()[0].endpoint().ejection().unwrap();
+        assert_eq!(
+            (ejection.until, &*ejection.reason),
+            (until, "5 failures in a row")
+        );
         calls(&mut balance, 10).await;
         advance(Duration::from_millis(29_999)).await;
         calls(&mut balance, 10).await;
@@ -170,6 +175,61 @@ mod ejection {
                 .count(),
             1
         );
+    }
+
+    /// Who was ejected and then found unhealthy is probed by nobody: it takes no other's place for ever.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_out_for_other_reasons_takes_nobodys_place() {
+        let servers = servers(&[FAIL, ANSWER, ANSWER]);
+        let mut balance = round_robin(&servers, OutlierLayer::default());
+        calls(&mut balance, 15).await;
+        assert!(is_ejected(&statuses(&balance)[0]));
+        balance.endpoints()[0].endpoint().mark_unhealthy();
+        advance(Duration::from_secs(31)).await;
+        settle().await;
+        servers[1].behave(FAIL);
+        calls(&mut balance, 20).await;
+        assert!(is_ejected(&statuses(&balance)[1]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replaced_service_starts_anew() {
+        let servers = servers(&[FAIL, ANSWER]);
+        let (changes, rx) = tokio::sync::mpsc::unbounded_channel();
+        let insert = |server: usize| {
+            let change = Change::Insert(server, servers[server].client());
+            changes.send(Ok::<_, BoxError>(change)).unwrap();
+        };
+        let heartbeats = Heartbeats::new(Duration::from_secs(1_000));
+        let checks = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| async move {
+            if *endpoint.address() == 0 {
+                Err("sick")
+            } else {
+                Ok(())
+            }
+        });
+        let discover = from_discover(tokio_stream::wrappers::UnboundedReceiverStream::new(rx));
+        let discover = checks.unhealthy_after(1).layer(heartbeats.layer(discover));
+        let discover = OutlierLayer::default().layer(discover);
+        let mut balance: Balance<_, Watched, (), usize> =
+            Balance::new(discover, RoundRobin::seeded(1));
+        insert(0);
+        insert(1);
+        settle().await;
+        assert_eq!(statuses(&balance)[0], Status::Unhealthy);
+        balance.endpoints()[0].endpoint().mark_healthy();
+        settle().await;
+        calls(&mut balance, 10).await;
+        assert!(is_ejected(&statuses(&balance)[0]));
+        // The same key again, with another service.
+        insert(0);
+        tokio::task::yield_now().await;
+        let members = balance.endpoints();
+        let all: Vec<_> = members
+            .iter()
+            .map(|member| member.endpoint().ejection())
+            .collect();
+        assert_eq!(all, [None, None]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -699,6 +759,21 @@ mod checks {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_check_that_panics_before_it_starts_has_failed_too_and_no_interval_is_too_long() {
+        let layer = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| {
+            assert_ne!(*endpoint.address(), 0, "a check that panics, as it should");
+            std::future::ready(Ok::<_, String>(()))
+        });
+        let layer = layer
+            .unhealthy_after(1)
+            .interval(Duration::MAX)
+            .jitter(Duration::MAX);
+        let balance = checked!(2, layer);
+        settle().await;
+        assert_eq!(statuses(&balance), [Status::Unhealthy, Status::Available]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn checks_go_through_the_service_side_by_side_up_to_a_cap_and_stop_with_the_balancer() {
         let running = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
         let at_once = running.clone();
@@ -899,6 +974,58 @@ mod slow_start {
         near(
             &shares(WeightedRoundRobin::seeded(1), nothing).await,
             [1.0, 1.0, 1.0, 0.0],
+        );
+    }
+
+    /// Those of a new set do not warm up, in whatever order their first checks succeed.
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_is_checked_first_starts_warm() {
+        let servers = servers(&[ANSWER; 4]);
+        let balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(Random::seeded(1)).slow_start(SlowStart::default()))
+            .layer(
+                HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| async move {
+                    tokio::time::sleep(ms(10 * *endpoint.address() as u64)).await;
+                    Ok::<_, String>(())
+                })
+                .until_first_check(UntilFirstCheck::Unhealthy),
+            )
+            .layer(fixed(0..4))
+            .service(factory(&servers));
+        tokio::time::sleep(ms(100)).await;
+        settle().await;
+        assert!(
+            balance
+                .endpoints()
+                .iter()
+                .all(|member| member.share() == member.weight())
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_panic_everybody_has_a_full_share() {
+        let servers = servers(&[ANSWER; 4]);
+        let balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+            .layer(
+                BalanceLayer::new(Random::seeded(1))
+                    .slow_start(SlowStart::default())
+                    .panic_threshold(0.5),
+            )
+            .layer(fixed(0..4))
+            .service(factory(&servers));
+        settle().await;
+        let members = balance.endpoints();
+        members
+            .iter()
+            .for_each(|member| member.endpoint().mark_unhealthy());
+        settle().await;
+        members[0].endpoint().mark_healthy();
+        settle().await;
+        assert!(
+            balance
+                .endpoints()
+                .iter()
+                .all(|member| member.share() == member.weight())
         );
     }
 
