@@ -56,6 +56,7 @@ async fn main() -> Result<(), BoxError> {
                 .base_ejection(Duration::from_secs(3))
                 .classify(OkIsWell),
         )
+        .layer(each(PendingRequestsLayer::default()))
         .layer(
             HealthCheckLayer::new(check)
                 .interval(Duration::from_secs(1))
@@ -63,7 +64,6 @@ async fn main() -> Result<(), BoxError> {
                 .timeout(Duration::from_millis(300))
                 .jitter(Duration::from_millis(100)),
         )
-        .layer(each(PendingRequestsLayer::default()))
         .layer(fixed(addresses.clone()))
         .service(http_client);
 
@@ -80,13 +80,14 @@ async fn main() -> Result<(), BoxError> {
             23 => servers[2].signal("CONT", "C goes on")?,
             _ => "",
         };
-        let line = send_for_a_second(&client).await;
-        let out = who_is_out(&client, &addresses);
+        let mut line = send_for_a_second(&client).await;
+        line.out = who_is_out(&client, &addresses);
         println!(
-            "{second:>6}  {:>8}  {:>6}  {:>4} ms  {out:<8}  {event}",
+            "{second:>6}  {:>8}  {:>6}  {:>4} ms  {:<8}  {event}",
             line.requests,
             line.errors,
-            line.p99.as_millis()
+            line.p99.as_millis(),
+            line.out
         );
         lines.push(line);
     }
@@ -105,6 +106,7 @@ struct Line {
     requests: u64,
     errors: u64,
     p99: Duration,
+    out: String,
 }
 
 /// Sends requests at an even pace, and waits for all of their answers.
@@ -136,6 +138,7 @@ where
         requests: seen.0.len(),
         errors: seen.1,
         p99: Duration::from_micros(seen.0.value_at_quantile(0.99)),
+        out: String::new(),
     }
 }
 
@@ -281,20 +284,27 @@ async fn serve(port: u16) -> Result<(), BoxError> {
     }
 }
 
-/// Draws errors and p99 over time.
+/// Draws requests, errors, p99 and who was out, by the second.
 fn draw(lines: &[Line], path: &Path) -> Result<(), BoxError> {
     let area = SVGBackend::new(path, (900, 420)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
         .caption(
-            "errors (red) and p99 in ms (blue), by the second",
+            "requests (black), errors (red), p99 in ms (blue), and who is out, by the second",
             ("sans-serif", 18),
         )
         .margin(12)
         .x_label_area_size(30)
         .y_label_area_size(45)
-        .build_cartesian_2d(0..lines.len(), 0_u64..350)?;
+        .build_cartesian_2d(0..lines.len(), 0_u64..550)?;
     chart.configure_mesh().x_desc("seconds").draw()?;
+    let requests = lines.iter().enumerate();
+    let requests = requests.map(|(second, line)| (second, line.requests));
+    chart.draw_series(LineSeries::new(requests, &BLACK))?;
+    let out = lines.iter().enumerate();
+    chart.draw_series(
+        out.map(|(second, line)| Text::new(line.out.clone(), (second, 520), ("sans-serif", 14))),
+    )?;
     let errors = lines
         .iter()
         .enumerate()

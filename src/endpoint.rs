@@ -270,7 +270,8 @@ impl<A> Endpoint<A> {
     /// Returns why the endpoint is ejected and until when, also where a failed check hides it in the status.
     #[must_use]
     pub fn ejection(&self) -> Option<Ejection> {
-        self.state().ejected.clone()
+        let ejected = self.state().ejected.clone();
+        ejected.filter(|ejection| ejection.until > Instant::now())
     }
 
     /// Returns when the current [`status`](Self::status) began.

@@ -97,15 +97,30 @@ struct Answer {
     ok: bool,
 }
 
+/// One try at one server.
+#[derive(Clone, Debug, PartialEq)]
+struct Call {
+    at: Duration,
+    server: IpAddr,
+    by: By,
+    ok: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Request,
+    Check,
+}
+
 /// What the client has seen.
 #[derive(Default)]
 struct Seen {
     answers: Vec<Answer>,
-    /// When which server was called, by a request or a check, and whether it answered well.
-    calls: Vec<(Duration, IpAddr, bool)>,
+    calls: Vec<Call>,
     /// The set that picks were made from, at the start of each request.
     sets: Vec<(Duration, Vec<IpAddr>)>,
     in_flight_at_the_end: Vec<usize>,
+    statuses_at_the_end: Vec<Status>,
 }
 
 type Shared = Arc<Mutex<Seen>>;
@@ -190,7 +205,7 @@ impl ByLoadOrInTurn {
     }
 }
 
-impl<S: Load<Metric: Cost>> Policy<SocketAddr, S, ()> for ByLoadOrInTurn {
+impl<S: Load<Metric: Cost>> Policy<SocketAddr, S, By> for ByLoadOrInTurn {
     type Table = (policy::P2cTable, policy::RoundRobinTable);
 
     fn table(
@@ -200,8 +215,8 @@ impl<S: Load<Metric: Cost>> Policy<SocketAddr, S, ()> for ByLoadOrInTurn {
     ) -> Self::Table {
         let (p2c, round_robin) = previous.map_or((None, None), |(a, b)| (Some(a), Some(b)));
         (
-            Policy::<_, _, ()>::table(&self.p2c, members, p2c),
-            Policy::<_, _, ()>::table(&self.round_robin, members, round_robin),
+            Policy::<_, _, By>::table(&self.p2c, members, p2c),
+            Policy::<_, _, By>::table(&self.round_robin, members, round_robin),
         )
     }
 
@@ -209,7 +224,7 @@ impl<S: Load<Metric: Cost>> Policy<SocketAddr, S, ()> for ByLoadOrInTurn {
         &self,
         (p2c, round_robin): &Self::Table,
         candidates: Candidates<'_, SocketAddr, S>,
-        cx: &mut PickContext<'_, ()>,
+        cx: &mut PickContext<'_, By>,
     ) -> Choice {
         match self.by_load {
             true => self.p2c.pick(p2c, candidates, cx),
@@ -227,13 +242,18 @@ async fn send(
     let calls = seen.clone();
     let make = move |endpoint: &Endpoint| {
         let (address, calls) = (*endpoint.address(), calls.clone());
-        service_fn(move |()| {
+        service_fn(move |by| {
             let calls = calls.clone();
             async move {
                 let at = turmoil::sim_elapsed().unwrap();
                 let position = {
                     let calls = &mut calls.lock().unwrap().calls;
-                    calls.push((at, address.ip(), false));
+                    calls.push(Call {
+                        at,
+                        server: address.ip(),
+                        by,
+                        ok: false,
+                    });
                     calls.len() - 1
                 };
                 let answer = timeout(PATIENCE_PER_TRY, get(address)).await;
@@ -241,13 +261,13 @@ async fn send(
                     Ok(answer) => answer.map_err(|error| Failed(error.to_string())),
                     Err(_) => Err(Failed("no answer in time".into())),
                 };
-                calls.lock().unwrap().calls[position].2 = matches!(answer, Ok(StatusCode::OK));
+                calls.lock().unwrap().calls[position].ok = matches!(answer, Ok(StatusCode::OK));
                 answer
             }
         })
     };
     let check = HealthCheckLayer::new(|_: Endpoint, service| async move {
-        match ServiceExt::oneshot(service, ()).await {
+        match ServiceExt::oneshot(service, By::Check).await {
             Ok(StatusCode::OK) => Ok(()),
             Ok(status) => Err(Failed(status.to_string())),
             Err(error) => Err(error),
@@ -263,6 +283,7 @@ async fn send(
                 .max_ejected(0.5)
                 .seeded(seed),
         )
+        .layer(each(PeakEwmaLayer::default().classify(OnlyOkIsWell)))
         .layer(
             check
                 .interval(Duration::from_secs(1))
@@ -271,7 +292,6 @@ async fn send(
                 .jitter(Duration::from_millis(100))
                 .seeded(seed),
         )
-        .layer(each(PeakEwmaLayer::default().classify(OnlyOkIsWell)))
         .layer(WatchLayer::new(targets))
         .service(make);
 
@@ -286,7 +306,7 @@ async fn send(
         seen.lock().unwrap().sets.push((at, set));
         let (client, seen) = (client.clone(), seen.clone());
         requests.spawn(async move {
-            let answer = timeout(PATIENCE, client.oneshot(())).await;
+            let answer = timeout(PATIENCE, client.oneshot(By::Request)).await;
             let ok = matches!(answer, Ok(Ok(StatusCode::OK)));
             let took = turmoil::sim_elapsed().unwrap() - at;
             seen.lock().unwrap().answers.push(Answer { at, took, ok });
@@ -309,7 +329,11 @@ async fn send(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    seen.lock().unwrap().in_flight_at_the_end = in_flight();
+    let mut seen = seen.lock().unwrap();
+    seen.in_flight_at_the_end = in_flight();
+    let statuses = client.endpoints();
+    let statuses = statuses.iter().map(|member| member.endpoint().status());
+    seen.statuses_at_the_end = statuses.collect();
     Ok(())
 }
 
@@ -485,11 +509,16 @@ impl Seen {
         // All that was said of a server is forgotten in time.
         let late = self.failures(FAULT_ENDS + BACK_WITHIN, END);
         assert_eq!(late, 0, "long after the fault");
+        let all = &self.statuses_at_the_end;
+        assert_eq!(*all, [Status::Available; SERVERS], "in the end");
+        let is_back = |call: &&Call| {
+            call.at > FAULT_ENDS && call.server == victim && call.by == By::Request && call.ok
+        };
         let back = self
             .calls
             .iter()
-            .find(|(at, server, ok)| *at > FAULT_ENDS && *server == victim && *ok);
-        let back = back.map(|(at, ..)| *at - FAULT_ENDS);
+            .find(is_back)
+            .map(|call| call.at - FAULT_ENDS);
         assert!(
             back.is_some_and(|back| back <= BACK_WITHIN),
             "used again after {back:?}"
@@ -499,9 +528,11 @@ impl Seen {
             let [(from, before), (to, after)] = sets else {
                 continue;
             };
-            let stray = self.calls.iter().find(|(at, server, _)| {
-                (from..to).contains(&at) && ![before, after].iter().any(|set| set.contains(server))
-            });
+            let is_stray = |call: &&Call| {
+                let is_member = [before, after].iter().any(|set| set.contains(&call.server));
+                (from..to).contains(&&call.at) && !is_member
+            };
+            let stray = self.calls.iter().find(is_stray);
             assert_eq!(stray, None, "from {from:?} to {to:?}");
         }
         let failures = self.failures(FAULT_BEGINS - PATIENCE, FAULT_ENDS);
@@ -525,10 +556,10 @@ fn chaos(faults: &[Fault]) {
     let seeds = std::env::var("CHAOS_SEEDS")
         .ok()
         .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(16);
+        .unwrap_or(32);
     let mut table: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for &fault in faults {
-        for seed in 0..seeds {
+        for seed in (0..seeds).map(|seed| fault as u64 * 1_000 + seed) {
             println!("{fault:?}, seed {seed}");
             let (seen, victim) = run(fault, seed);
             let failures = seen.failures(Duration::ZERO, END);

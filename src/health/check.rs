@@ -28,7 +28,7 @@ use crate::{
 /// Asks every endpoint, again and again, whether it is well.
 ///
 /// A check is any `Fn(Endpoint<A>, S) -> impl Future<Output = Result<(), E>>`. It gets the endpoint's own service, and so
-/// goes the way that requests go. Checks of all endpoints run side by side on the driver's task, where
+/// goes the way that requests go, from this layer on down: below the trackers it counts as no load. Checks of all endpoints run side by side on the driver's task, where
 /// they must not block, and end with the balancer.
 ///
 /// Three failures in a row make an endpoint unhealthy, two successes in a row healthy again; the very first success
@@ -50,8 +50,8 @@ use crate::{
 /// });
 /// let client = ServiceBuilder::new()
 ///     .layer(BalanceLayer::new(P2c::default()))
-///     .layer(checks.interval(Duration::from_secs(5)))
 ///     .layer(each(PendingRequestsLayer::default()))
+///     .layer(checks.interval(Duration::from_secs(5)))
 ///     .layer(fixed(["a", "b"]))
 ///     .service(|_: &Endpoint<&'static str>| service_fn(|_: Get| async { Ok::<_, String>(200) }));
 /// # client.oneshot(Get("/")).await?;

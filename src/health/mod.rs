@@ -16,16 +16,20 @@
 //! let client = ServiceBuilder::new()
 //!     .layer(BalanceLayer::new(P2c::default()).slow_start(SlowStart::new(Duration::from_secs(30))))
 //!     .layer(OutlierLayer::default())
+//!     .layer(each(PendingRequestsLayer::default()))
 //!     .layer(HealthCheckLayer::new(|_: Endpoint<&'static str>, service| async move {
 //!         ServiceExt::oneshot(service, "/healthz".to_owned()).await.map(drop)
 //!     }))
-//!     .layer(each(PendingRequestsLayer::default()))
 //!     .layer(fixed(["a", "b", "c"]))
 //!     .service(|_: &Endpoint<&'static str>| service_fn(|path: String| async move { Ok::<_, String>(path) }));
 //! # client.oneshot("/".to_owned()).await?;
 //! # Ok::<_, tower::BoxError>(()) })?;
 //! # Ok::<_, tower::BoxError>(())
 //! ```
+//!
+//! Checks stand below the trackers, next to discovery, so that they count as no load: with them above, an endpoint whose
+//! requests failed would show [`PeakEwma`](crate::PeakEwma) a check's answer every few seconds, and never get the trial
+//! that it gets when nothing is heard of it.
 //!
 //! # Which detector catches what
 //!
@@ -70,8 +74,8 @@
 //! # What a fault costs
 //!
 //! `cargo test --test chaos -- --nocapture`: in a simulated network of four servers with round robin, timeouts of 250 ms and
-//! checks every second, a server that crashes, hangs, answers 500 or is cut off fails six requests at the most before it is
-//! left, and is used again within ten seconds of its return. `examples/chaos.rs` does the same with real processes.
+//! checks every second, a server that crashes, hangs, answers 500 or is cut off fails six or seven requests before it is left (the test
+//! allows ten), and is used again within ten seconds of its return. `examples/chaos.rs` does the same with real processes.
 
 mod check;
 mod detectors;
