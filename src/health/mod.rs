@@ -84,6 +84,7 @@ mod fleet;
 mod heartbeats;
 mod host;
 mod outlier;
+mod patients;
 mod slow_start;
 #[cfg(feature = "net")]
 mod tcp;
