@@ -270,7 +270,7 @@ impl Divisor {
         }
     }
 
-    /// Returns `n mod divisor` without a division, which would cost 10 ns.
+    /// Returns `n mod divisor` by multiplication: a division takes many times as long.
     #[inline]
     const fn remainder(self, n: u64) -> u64 {
         let quotient = ((n as u128 * self.inverse as u128) >> 64) as u64;

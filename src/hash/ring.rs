@@ -206,7 +206,7 @@ impl Points {
     fn keep(&mut self, mut hashes: &[u64], mut owners: &[u32], kept: &[u32]) {
         let is_gone = |&owner: &u32| kept[owner as usize] == GONE;
         while !owners.is_empty() {
-            // Run by run, for that is twice as fast as point by point.
+            // Run by run, which copies faster than point by point.
             let run = owners.iter().position(is_gone).unwrap_or(owners.len());
             self.hashes.extend_from_slice(&hashes[..run]);
             let owners_now = owners[..run].iter().map(|&owner| kept[owner as usize]);
