@@ -47,6 +47,7 @@
 //! | which one for this key? | [`hash`] | [`RingHash`], [`Maglev`], [`Rendezvous`], and [which one when](hash#which-one-when) |
 //! | may it be used now? | [`health`] | [`OutlierLayer`], [`HealthCheckLayer`], [`Heartbeats`], [`SlowStart`] |
 //! | where do all meet? | [`balance`] | [`BalanceLayer`], [`Balance`] |
+//! | may it be tried again, elsewhere? | [`retry`] | [`FailoverLayer`], [`HedgeLayer`], [`Budget`](retry::Budget) |
 //! | what can go wrong? | [`error`] | [`NoEndpoints`], [`Unavailable`], [`NotReady`] |
 //!
 //! # Features
@@ -54,6 +55,7 @@
 //! | feature | brings |
 //! |---|---|
 //! | `net` | `health::tcp_connect`, a check that connects |
+//! | `hdrhistogram` | `HedgeLayer::at_percentile`, hedging after a measured percentile |
 //!
 //! None is on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -68,6 +70,7 @@ pub mod health;
 pub mod load;
 pub mod metric;
 pub mod policy;
+pub mod retry;
 
 pub use self::{
     balance::{Balance, BalanceLayer, Driver},
@@ -85,4 +88,5 @@ pub use self::{
         Candidates, Choice, LeastLoaded, Member, P2c, PickContext, Policy, Random, RoundRobin,
         WeightedRoundRobin,
     },
+    retry::{AdaptiveThrottleLayer, AttemptsFailed, FailoverLayer, HedgeLayer, LimitLayer},
 };

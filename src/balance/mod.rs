@@ -31,6 +31,7 @@ mod layer;
 mod select;
 mod service;
 mod shared;
+mod tried;
 mod warmth;
 
 pub use self::{
@@ -38,4 +39,5 @@ pub use self::{
     future::ResponseFuture,
     layer::{BalanceAndDriver, BalanceLayer},
     service::Balance,
+    tried::{CallExcluding, Tried},
 };

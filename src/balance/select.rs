@@ -11,7 +11,10 @@ use tokio::sync::futures::OwnedNotified;
 use tower::{BoxError, Service};
 use tracing::debug;
 
-use super::shared::{Shared, Snapshot, Standing, WhenEmpty};
+use super::{
+    shared::{Shared, Snapshot, Standing, WhenEmpty},
+    tried::Tried,
+};
 use crate::{
     endpoint::{Address, Endpoint},
     error::{MissingKey, NotChosen, NotReady},
@@ -21,9 +24,9 @@ use crate::{
 /// The search for a ready member: what `poll_ready` and the response future have in common.
 ///
 /// Dropped at any time, it gives back all that it has reserved.
-pub(super) struct Selection<S, Req> {
-    /// Set once the first choice was not ready at once.
-    wait: Option<Box<Wait<S, Req>>>,
+pub(super) struct Selection<S, Req, A> {
+    /// Set once the first choice was not ready at once, or where endpoints are to be left out.
+    wait: Option<Box<Wait<S, Req, A>>>,
 }
 
 /// What a search ends with.
@@ -44,7 +47,9 @@ pub(super) struct Reserved<S> {
     version: u64,
 }
 
-struct Wait<S, Req> {
+struct Wait<S, Req, A> {
+    /// Who is chosen only when no other member is available.
+    tried: Option<Tried<A>>,
     /// Of the snapshot that `passed` has the positions of.
     version: u64,
     passed: Passed,
@@ -53,13 +58,24 @@ struct Wait<S, Req> {
     pending: FuturesUnordered<Readiness<S, Req>>,
     failed: Option<(String, BoxError)>,
     failed_count: usize,
+    /// Whether members are passed over for no other reason than that the request was sent to them before.
+    excluding: bool,
     /// Created before the snapshot is read, so that no publication is missed.
     published: Pin<Box<OwnedNotified>>,
 }
 
-impl<S, Req> Selection<S, Req> {
+impl<S, Req, A> Selection<S, Req, A> {
     pub(super) const fn new() -> Self {
         Self { wait: None }
+    }
+
+    /// Starts a search that leaves out who is in `tried` while others are available, and adds whom it finds.
+    pub(super) fn excluding<P, T>(shared: &Shared<A, S, P, T>, tried: Tried<A>) -> Self {
+        let mut wait = Wait::new(shared, NO_VERSION);
+        wait.tried = Some(tried);
+        Self {
+            wait: Some(Box::new(wait)),
+        }
     }
 
     /// Returns whether members have been passed over.
@@ -72,7 +88,7 @@ impl<S, Req> Selection<S, Req> {
     ///
     /// Pending: the wakers are registered with every member that was polled and with the next
     /// publication.
-    pub(super) fn poll<A, P>(
+    pub(super) fn poll<P>(
         &mut self,
         shared: &Shared<A, S, P, P::Table>,
         rng: &mut Rng,
@@ -108,7 +124,7 @@ impl<S, Req> Selection<S, Req> {
     /// Starts to wait, with a member that turned out not to be ready.
     #[cold]
     #[inline(never)]
-    pub(super) fn pass_over<A, P, T>(
+    pub(super) fn pass_over<P, T>(
         &mut self,
         shared: &Shared<A, S, P, T>,
         reserved: Reserved<S>,
@@ -139,7 +155,7 @@ impl<S, Req> Selection<S, Req> {
 
     #[cold]
     #[inline(never)]
-    fn poll_wait<A, P>(
+    fn poll_wait<P>(
         &mut self,
         shared: &Shared<A, S, P, P::Table>,
         rng: &mut Rng,
@@ -169,6 +185,12 @@ impl<S, Req> Selection<S, Req> {
                 Standing::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
             };
             if let Some(selected) = selected {
+                if let (Some(tried), Selected::Reserved(reserved)) = (&wait.tried, &selected) {
+                    let member = snapshot
+                        .candidate(reserved.id)
+                        .map(|at| &snapshot.members[at]);
+                    member.map(|member| tried.insert(member.endpoint().clone()));
+                }
                 self.wait = None;
                 return Poll::Ready(selected);
             }
@@ -179,15 +201,17 @@ impl<S, Req> Selection<S, Req> {
     }
 }
 
-impl<S, Req> Wait<S, Req> {
-    fn new<A, P, T>(shared: &Shared<A, S, P, T>, version: u64) -> Self {
+impl<S, Req, A> Wait<S, Req, A> {
+    fn new<P, T>(shared: &Shared<A, S, P, T>, version: u64) -> Self {
         Self {
+            tried: None,
             version,
             passed: Passed::default(),
             passed_count: 0,
             pending: FuturesUnordered::new(),
             failed: None,
             failed_count: 0,
+            excluding: false,
             published: Box::pin(shared.published.clone().notified_owned()),
         }
     }
@@ -199,7 +223,10 @@ impl<S, Req> Wait<S, Req> {
     }
 
     /// Goes over to `snapshot`: lets go of who left, and tries again who failed.
-    fn follow<A, T>(&mut self, snapshot: &Snapshot<A, S, T>) {
+    fn follow<T>(&mut self, snapshot: &Snapshot<A, S, T>)
+    where
+        A: Address,
+    {
         if self.version == snapshot.version {
             return;
         }
@@ -208,16 +235,27 @@ impl<S, Req> Wait<S, Req> {
         self.passed_count = 0;
         self.failed = None;
         self.failed_count = 0;
-        for readiness in std::mem::take(&mut self.pending) {
-            if let Some(position) = snapshot.candidate(readiness.id) {
+        self.excluding = false;
+        let tried = self.tried.as_ref().map(Tried::endpoints);
+        for endpoint in tried.iter().flatten() {
+            let mut members = snapshot.members.iter();
+            if let Some(position) = members.position(|member| member.endpoint() == endpoint) {
                 self.passed_count += usize::from(self.passed.insert(position));
+                self.excluding = true;
+            }
+        }
+        for readiness in std::mem::take(&mut self.pending) {
+            // One that is excluded gives up its place: others may have come.
+            let position = snapshot.candidate(readiness.id);
+            if position.is_some_and(|position| self.passed.insert(position)) {
+                self.passed_count += 1;
                 self.pending.push(readiness);
             }
         }
     }
 
     /// Polls who was passed over, and asks for others until one is ready or none is left.
-    fn search<A, P>(
+    fn search<P>(
         &mut self,
         snapshot: &Snapshot<A, S, P::Table>,
         policy: &P,
@@ -263,6 +301,12 @@ impl<S, Req> Wait<S, Req> {
                     });
                 }
                 Choice::None if !self.pending.is_empty() => return None,
+                Choice::None if self.excluding => {
+                    // Nobody else can take it: one that had it before may have it again.
+                    self.excluding = false;
+                    self.passed = Passed::default();
+                    self.passed_count = 0;
+                }
                 Choice::None => {
                     let error = match self.failed.take() {
                         Some((endpoint, error)) => {
@@ -278,7 +322,7 @@ impl<S, Req> Wait<S, Req> {
     }
 
     /// Asks the policy for a member that has not been passed over.
-    fn next<A, P>(
+    fn next<P>(
         &self,
         snapshot: &Snapshot<A, S, P::Table>,
         policy: &P,
@@ -391,7 +435,7 @@ impl<S: Service<Req>, Req> Future for Readiness<S, Req> {
 // The service is moved out, never pinned.
 impl<S, Req> Unpin for Readiness<S, Req> {}
 
-impl<S, Req> fmt::Debug for Selection<S, Req> {
+impl<S, Req, A> fmt::Debug for Selection<S, Req, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wait = self.wait.as_ref();
         f.debug_struct("Selection")

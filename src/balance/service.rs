@@ -15,6 +15,7 @@ use super::{
     layer::{BalanceAndDriver, BalanceLayer},
     select::{self, Reserved, Selected, Selection},
     shared::Shared,
+    tried::{CallExcluding, Tried},
 };
 use crate::{
     endpoint::{Address, Endpoint},
@@ -46,7 +47,7 @@ where
     reserved: Option<Reserved<S>>,
     /// `call` answers this, if no other snapshot than this version is published before.
     failed: Option<(BoxError, u64)>,
-    selection: Selection<S, Req>,
+    selection: Selection<S, Req, A>,
     rng: Rng,
     /// With the number of clones made so far, the seed of the next one: no two have the same.
     seed: u64,
@@ -201,7 +202,7 @@ where
         self.poll_selection(cx)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, request: Req) -> Self::Future {
         match &mut self.reserved {
             Some(reserved) if reserved.holds(&self.shared) => {
@@ -220,6 +221,52 @@ where
     S: Service<Req, Error: Into<BoxError>> + Clone,
     A: Address,
 {
+    /// Sends the request to an endpoint that is not in `tried` while another is available.
+    ///
+    /// The endpoint chosen is added to `tried` when it is called. With a hash policy it is the next distinct host in the
+    /// key's order. When all available endpoints have been tried, one of them gets the request again.
+    ///
+    /// What was reserved by `poll_ready` is used if it suits, and otherwise the response future waits for a member
+    /// that is ready; so this may be called without `poll_ready`. Cost: **O(n)** for each endpoint in `tried`.
+    ///
+    /// ```
+    /// # use tower::{Service, service_fn};
+    /// # use tower_lb::*;
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+    /// # let factory = |endpoint: &Endpoint<&'static str>| {
+    /// #     let name = *endpoint.address();
+    /// #     service_fn(move |()| async move { Ok::<_, std::io::Error>(name) })
+    /// # };
+    /// # let mut client = tower::ServiceBuilder::new()
+    /// #     .layer(BalanceLayer::new(RoundRobin::default()))
+    /// #     .layer(fixed(["a", "b"]))
+    /// #     .service(factory);
+    /// let tried = balance::Tried::new();
+    /// let first = client.call_excluding((), &tried).await?;
+    /// let second = client.call_excluding((), &tried).await?;
+    /// assert_ne!(first, second);
+    /// assert_eq!(tried.len(), 2);
+    /// # Ok::<_, tower::BoxError>(()) })?;
+    /// # Ok::<_, tower::BoxError>(())
+    /// ```
+    pub fn call_excluding(
+        &mut self,
+        request: Req,
+        tried: &Tried<A>,
+    ) -> ResponseFuture<P, S, Req, A> {
+        self.failed = None;
+        let reserved = self.reserved.take();
+        if let Some(mut reserved) = reserved.filter(|reserved| reserved.holds(&self.shared)) {
+            let endpoint = self.shared.endpoint(reserved.id);
+            if let Some(endpoint) = endpoint.filter(|endpoint| !tried.list().contains(endpoint)) {
+                tried.insert(endpoint);
+                return ResponseFuture::called(reserved.service.call(request));
+            }
+        }
+        let selection = Selection::excluding(&self.shared, tried.clone());
+        self.select(request, selection)
+    }
+
     #[inline(never)]
     fn pass_over(&mut self, unready: Poll<Result<(), S::Error>>) {
         if let Some(reserved) = self.reserved.take() {
@@ -247,8 +294,45 @@ where
             Some((error, version)) if self.shared.is_current(version) => {
                 ResponseFuture::failed(error)
             }
-            _ => ResponseFuture::selecting(self.shared.clone(), self.rng.next(), request),
+            _ => self.select(request, Selection::new()),
         }
+    }
+
+    fn select(
+        &mut self,
+        request: Req,
+        selection: Selection<S, Req, A>,
+    ) -> ResponseFuture<P, S, Req, A> {
+        ResponseFuture::selecting(self.shared.clone(), self.rng.next(), request, selection)
+    }
+}
+
+impl<P, S, Req, A> CallExcluding<Req> for Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Service<Req, Error: Into<BoxError>> + Clone,
+    A: Address,
+{
+    type Address = A;
+    /// The id of the member that was reserved.
+    type Trace = Option<u64>;
+
+    #[inline(always)]
+    fn trace(&self) -> Option<u64> {
+        self.reserved.as_ref().map(|reserved| reserved.id)
+    }
+
+    fn tried(&self, future: &Self::Future, reserved: &Option<u64>) -> Tried<A> {
+        let tried = Tried::new();
+        let member = future.member(*reserved);
+        if let Some(endpoint) = member.and_then(|id| self.shared.endpoint(id)) {
+            tried.insert(endpoint);
+        }
+        tried
+    }
+
+    fn call_excluding(&mut self, request: Req, tried: &Tried<A>) -> Self::Future {
+        Self::call_excluding(self, request, tried)
     }
 }
 

@@ -13,6 +13,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
 use crate::{
+    endpoint::Endpoint,
     error::{NoEndpoints, Unavailable},
     health::SlowStart,
     policy::Member,
@@ -118,6 +119,13 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         current.version.store(version, Release);
         self.published.notify_waiters();
         previous
+    }
+
+    /// Returns the endpoint of the member with this id, if it is still one. **O(log n)**.
+    pub(super) fn endpoint(&self, id: u64) -> Option<Endpoint<A>> {
+        let snapshot = self.snapshot();
+        let position = snapshot.members.binary_search_by_key(&id, |m| m.id).ok()?;
+        Some(snapshot.members[position].endpoint().clone())
     }
 
     /// Returns whether `version` is still the newest snapshot's.

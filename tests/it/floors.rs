@@ -24,6 +24,12 @@ const FLOORS: &[(&str, &[&str])] = &[
             "endpoint", "error", "metric", "chance", "load", "discover", "policy", "health",
         ],
     ),
+    (
+        "retry",
+        &[
+            "endpoint", "error", "metric", "chance", "load", "policy", "balance",
+        ],
+    ),
 ];
 
 #[test]

@@ -11,5 +11,6 @@ mod health;
 mod laws;
 mod load;
 mod policies;
+mod retry;
 mod support;
 mod tower_itself;

@@ -1,0 +1,174 @@
+use std::time::Duration;
+
+use crate::metric;
+
+#[cfg(feature = "hdrhistogram")]
+pub(super) use self::measured::Measured;
+
+/// How long a first try is waited for before it is hedged.
+#[derive(Clone, Debug)]
+pub(super) enum Delay {
+    Fixed(Duration),
+    #[cfg(feature = "hdrhistogram")]
+    Measured(std::sync::Arc<Measured>),
+}
+
+/// When a first try began, where that is of interest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Began(Option<u64>);
+
+impl Delay {
+    #[cfg(feature = "hdrhistogram")]
+    pub(super) fn measured(share: f64) -> Self {
+        Self::Measured(std::sync::Arc::new(Measured::new(share)))
+    }
+
+    /// Returns the delay; `None` while too little was measured.
+    pub(super) fn get(&self) -> Option<Duration> {
+        match self {
+            Self::Fixed(delay) => Some(*delay),
+            #[cfg(feature = "hdrhistogram")]
+            Self::Measured(measured) => measured.delay(),
+        }
+    }
+
+    pub(super) fn begin(&self) -> Began {
+        Began(match self {
+            Self::Fixed(_) => None,
+            #[cfg(feature = "hdrhistogram")]
+            Self::Measured(_) => Some(metric::now()),
+        })
+    }
+
+    /// Takes how long a first try has taken: until its answer, or that of the hedge which was faster. The
+    /// latter is less than the truth, but without it the percentile would fall with every hedge.
+    pub(super) fn end(&self, began: Began) {
+        let Began(Some(began)) = began else {
+            return;
+        };
+        let now = metric::now();
+        match self {
+            Self::Fixed(_) => {}
+            #[cfg(feature = "hdrhistogram")]
+            Self::Measured(measured) => measured.record(now.saturating_sub(began), now),
+        }
+        let _ = (began, now);
+    }
+}
+
+#[cfg(feature = "hdrhistogram")]
+mod measured {
+    use std::{
+        fmt,
+        sync::{
+            Mutex, PoisonError,
+            atomic::{AtomicU64, Ordering::Relaxed},
+        },
+        time::Duration,
+    };
+
+    use hdrhistogram::Histogram;
+
+    /// A percentile of the latencies of the last 30 to 60 s.
+    pub(in super::super) struct Measured {
+        share: f64,
+        /// The percentile, or [`UNKNOWN`].
+        delay_nanos: AtomicU64,
+        latencies: Mutex<Latencies>,
+    }
+
+    struct Latencies {
+        current: Histogram<u64>,
+        previous: Histogram<u64>,
+        /// When `current` began.
+        since: u64,
+        unread: u32,
+    }
+
+    impl Measured {
+        pub(in super::super) fn new(share: f64) -> Self {
+            // Three significant bits of a decimal digit would do: to within 1 %.
+            let histogram = || {
+                Histogram::new_with_bounds(1, LONGEST_MICROS, 2)
+                    .expect("bounds and digits are such that histograms have")
+            };
+            Self {
+                share,
+                delay_nanos: AtomicU64::new(UNKNOWN),
+                latencies: Mutex::new(Latencies {
+                    current: histogram(),
+                    previous: histogram(),
+                    since: crate::metric::now(),
+                    unread: 0,
+                }),
+            }
+        }
+
+        pub(super) fn delay(&self) -> Option<Duration> {
+            let nanos = self.delay_nanos.load(Relaxed);
+            (nanos != UNKNOWN).then(|| Duration::from_nanos(nanos))
+        }
+
+        pub(super) fn record(&self, nanos: u64, now: u64) {
+            let mut latencies = self
+                .latencies
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let age = now.saturating_sub(latencies.since);
+            if age >= ROTATION_NANOS {
+                latencies.rotate(now, age);
+            }
+            // In microseconds, rounded up: a delay is never below what it stands for.
+            latencies.current.saturating_record(nanos.div_ceil(1000));
+            latencies.unread += 1;
+            if latencies.unread < READ_EVERY {
+                return;
+            }
+            latencies.unread = 0;
+            let measured = latencies.current.len() + latencies.previous.len();
+            let nanos = match measured < LEAST_MEASURED {
+                true => UNKNOWN,
+                false => latencies.percentile(self.share) * 1000,
+            };
+            // Relaxed: one number that publishes nothing.
+            self.delay_nanos.store(nanos, Relaxed);
+        }
+    }
+
+    impl Latencies {
+        fn rotate(&mut self, now: u64, age: u64) {
+            std::mem::swap(&mut self.current, &mut self.previous);
+            self.current.reset();
+            if age >= 2 * ROTATION_NANOS {
+                self.previous.reset();
+            }
+            self.since = now;
+        }
+
+        /// Returns the latency that this share of both histograms is within, in microseconds.
+        fn percentile(&self, share: f64) -> u64 {
+            let mut both = self.previous.clone();
+            // Of the same bounds, so that it cannot fail.
+            let _ = both.add(&self.current);
+            both.value_at_quantile(share)
+        }
+    }
+
+    impl fmt::Debug for Measured {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Measured")
+                .field("share", &self.share)
+                .field("delay", &self.delay())
+                .finish_non_exhaustive()
+        }
+    }
+
+    /// No request takes as many nanoseconds.
+    const UNKNOWN: u64 = u64::MAX;
+    const LONGEST_MICROS: u64 = 3_600_000_000;
+    const ROTATION_NANOS: u64 = 30_000_000_000;
+    /// A reading costs as much as some hundred records.
+    const READ_EVERY: u32 = 64;
+    /// Fewer say nothing of a 99th percentile.
+    const LEAST_MEASURED: u64 = 100;
+}

@@ -1,0 +1,226 @@
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tower::{BoxError, Layer, Service};
+
+use crate::metric::InFlight;
+
+/// Rejects requests beyond a number in flight, by an error that names the limit.
+///
+/// For what must not wait. tower's own layers do the rest; the [module's table](super#limits) says which.
+///
+/// A request counts from its call until its future is done or dropped. Clones of the service share the count.
+/// Cost: two atomic operations and an `Arc`; no allocation.
+///
+/// ```
+/// use tower_lb::retry::LimitLayer;
+///
+/// let layer = LimitLayer::new(1000).named("payments");
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+pub struct LimitLayer {
+    max: usize,
+    name: Option<Arc<str>>,
+}
+
+/// A service that takes so many requests at once and no more; see [`LimitLayer`].
+pub struct Limit<S> {
+    service: S,
+    shared: Arc<Shared>,
+}
+
+/// Says that as many requests are in flight as a limit allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitReached {
+    max: usize,
+    name: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    in_flight: AtomicUsize,
+    limit: LimitReached,
+}
+
+pin_project! {
+    /// The response future of a [`Limit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is done, it makes room for another request.
+    #[derive(Debug)]
+    pub struct LimitFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = StateProj]
+    enum State<F> {
+        Sent { #[pin] future: F, permit: Option<Permit> },
+        Rejected { error: LimitReached },
+    }
+}
+
+#[derive(Debug)]
+struct Permit(Arc<Shared>);
+
+impl LimitLayer {
+    /// Takes at most `max` requests at once; 0 rejects all.
+    #[must_use]
+    pub const fn new(max: usize) -> Self {
+        Self { max, name: None }
+    }
+
+    /// Sets what the error calls the limit.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+impl<S> Layer<S> for LimitLayer {
+    type Service = Limit<S>;
+
+    fn layer(&self, service: S) -> Limit<S> {
+        let limit = LimitReached {
+            max: self.max,
+            name: self.name.clone(),
+        };
+        Limit {
+            service,
+            shared: Arc::new(Shared {
+                in_flight: AtomicUsize::new(0),
+                limit,
+            }),
+        }
+    }
+}
+
+impl Shared {
+    fn acquire(self: &Arc<Self>) -> Option<Permit> {
+        // Relaxed: one number that publishes nothing.
+        let admitted = self.in_flight.fetch_update(Relaxed, Relaxed, |in_flight| {
+            (in_flight < self.limit.max).then(|| in_flight + 1)
+        });
+        admitted.is_ok().then(|| Permit(self.clone()))
+    }
+}
+
+impl<S, Req> Service<Req> for Limit<S>
+where
+    S: Service<Req, Error: Into<BoxError>>,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = LimitFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.service.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let state = match self.shared.acquire() {
+            Some(permit) => State::Sent {
+                future: self.service.call(request),
+                permit: Some(permit),
+            },
+            None => State::Rejected {
+                error: self.shared.limit.clone(),
+            },
+        };
+        LimitFuture { state }
+    }
+}
+
+impl<F, T, E> Future for LimitFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<T, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Rejected { error } => Poll::Ready(Err(error.clone().into())),
+            StateProj::Sent { future, permit } => {
+                let answer = future.poll(cx);
+                if answer.is_ready() {
+                    // Before the caller sees the answer.
+                    *permit = None;
+                }
+                answer.map_err(Into::into)
+            }
+        }
+    }
+}
+
+impl<S> InFlight for Limit<S> {
+    fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Relaxed)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl LimitReached {
+    /// Returns how many requests the limit allows at once.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Returns what the limit is called.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
+impl fmt::Display for LimitReached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}: ")?;
+        }
+        write!(f, "the limit of {} requests in flight is reached", self.max)
+    }
+}
+
+impl Error for LimitReached {}
+
+/// The clone is not ready: readiness is one handle's.
+impl<S: Clone> Clone for Limit<S> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Limit<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limit")
+            .field("service", &self.service)
+            .field("in_flight", &self.in_flight())
+            .field("limit", &self.shared.limit)
+            .finish()
+    }
+}

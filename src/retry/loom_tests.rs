@@ -1,0 +1,98 @@
+//! Every interleaving of two threads, for what is lock-free here; `.ci/run` says how to run them.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use loom::{sync::Arc, thread};
+
+use super::{
+    token_throttle::TokenThrottle,
+    tokens::{TOKEN, Tokens},
+    window::Window,
+};
+
+/// Runs every interleaving; one alone would mean that nothing was tried.
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let runs = std::sync::Arc::new(AtomicUsize::new(0));
+    let counted = runs.clone();
+    loom::model(move || {
+        counted.fetch_add(1, Relaxed);
+        check();
+    });
+    let runs = runs.load(Relaxed);
+    println!("{runs} interleavings");
+    assert!(runs > 1);
+}
+
+#[test]
+fn loom_no_token_is_taken_twice() {
+    // One token in the reserve, and half a token from each of two threads, of which one has the other's purse.
+    for purses in [[0, 1], [0, 0]] {
+        model(move || {
+            let tokens = Arc::new(Tokens::new(TOKEN, TOKEN / 2, 1000, 0));
+            let [here, there] = purses;
+            let other = tokens.clone();
+            let thread = thread::spawn(move || {
+                other.deposit(1, there, || 1);
+                u32::from(other.withdraw(there, || 1))
+            });
+            tokens.deposit(1, here, || 1);
+            let taken = u32::from(tokens.withdraw(here, || 1));
+            let taken = taken + thread.join().unwrap();
+            assert!((1..=2).contains(&taken));
+            let left = tokens.balance(1);
+            assert_eq!(i64::from(taken) * TOKEN + left, 2 * TOKEN);
+        });
+    }
+}
+
+#[test]
+fn loom_a_slot_that_ends_loses_nothing() {
+    model(|| {
+        let tokens = Arc::new(Tokens::new(0, TOKEN, 1000, 0));
+        let other = tokens.clone();
+        // One thread finds that a slot has ended while the other one deposits and withdraws.
+        let thread = thread::spawn(move || other.balance(150));
+        tokens.deposit(1, 0, || 50);
+        let taken = i64::from(tokens.withdraw(0, || 150));
+        thread.join().unwrap();
+        assert_eq!(tokens.balance(150) + taken * TOKEN, TOKEN);
+        // And what it was put down to leaves again, whichever slot that is: as does what was taken.
+        assert_eq!(tokens.balance(2000), 0);
+    });
+}
+
+#[test]
+fn loom_a_window_is_turned_once() {
+    model(|| {
+        let window = Arc::new(Window::new(0, 100, 0));
+        window.add(5);
+        let other = window.clone();
+        let thread = thread::spawn(move || {
+            other.expire(105, || 0);
+            other.add(2);
+        });
+        window.expire(103, || 0);
+        window.add(1);
+        thread.join().unwrap();
+        window.expire(105, || 0);
+        // The five have expired once. What was added while the other thread turned may be in the slot before.
+        assert!((0..=3).contains(&window.total()), "{}", window.total());
+    });
+}
+
+#[test]
+fn loom_tokens_stay_within_bounds() {
+    model(|| {
+        let throttle = TokenThrottle::new(1, 1.0);
+        let other = throttle.clone();
+        let thread = thread::spawn(move || {
+            other.failed();
+            other.succeeded();
+        });
+        throttle.failed();
+        throttle.succeeded();
+        thread.join().unwrap();
+        assert!((0.0..=1.0).contains(&throttle.tokens()));
+        assert!(throttle.tokens() >= 1.0, "each success follows a failure");
+    });
+}
