@@ -55,6 +55,7 @@
 //! | feature | brings |
 //! |---|---|
 //! | `net` | `health::tcp_connect`, a check that connects |
+//! | `http` | module `http`: what makes the balancer understand HTTP and gRPC |
 //! | `hdrhistogram` | `HedgeLayer::at_percentile`, hedging after a measured percentile |
 //!
 //! None is on by default.
@@ -67,6 +68,9 @@ pub mod endpoint;
 pub mod error;
 pub mod hash;
 pub mod health;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
 pub mod load;
 pub mod metric;
 pub mod policy;

@@ -1,6 +1,7 @@
 //! Faults in a simulated network: what callers see, and for how long.
 //!
-//! Four HTTP servers and one client whose stack has it all but failover. Each run has one fault, from
+//! Four HTTP servers and one client whose stack has it all; once without failover, to see how soon traffic leaves a server,
+//! and once with it, when no request for which there is a healthy server may fail. Each run has one fault, from
 //! [`FAULT_BEGINS`] to [`FAULT_ENDS`], and a seed, which is printed; `CHAOS_SEEDS` sets how many seeds each fault is run with.
 #![allow(clippy::unwrap_used)]
 
@@ -16,14 +17,18 @@ use std::{
 
 use http_body_util::Empty;
 use hyper::{
-    Request, Response, StatusCode, body::Bytes, client, server::conn::http1,
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client,
+    server::conn::http1,
     service::service_fn as hyper_service,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{sync::watch, time::timeout};
-use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_lb::{
     health::{HealthCheckLayer, OutlierLayer},
+    retry::{Budget, Idempotent},
     *,
 };
 use turmoil::{
@@ -42,6 +47,10 @@ const PACE: Duration = Duration::from_millis(40);
 /// Of the whole stack, and of one endpoint within it.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_PER_TRY: Duration = Duration::from_millis(250);
+
+/// With failover: of the whole stack, which is four tries and the pauses between.
+const PATIENCE_WITH_FAILOVER: Duration = Duration::from_secs(2);
+const PACE_WITH_FAILOVER: Duration = Duration::from_millis(20);
 
 /// So many requests fail while one server is at fault, at the most: five in a row eject it, a few more are under way by
 /// then, and checks keep it out.
@@ -80,6 +89,15 @@ enum Fault {
     Lies,
     /// All servers but one crash.
     AllButOne,
+    /// The servers are restarted one after the other, none of them announced.
+    Rolling,
+}
+
+/// Whether a request that has failed goes to another server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Failover {
+    Off,
+    On,
 }
 
 /// What a server does with requests.
@@ -92,6 +110,7 @@ mod mode {
 
 #[derive(Clone, Debug)]
 struct Answer {
+    by: By,
     at: Duration,
     took: Duration,
     ok: bool,
@@ -108,8 +127,17 @@ struct Call {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
-    Request,
+    /// May be executed more than once.
+    Read,
+    /// With a number of its own; to be executed once at the most.
+    Write(u64),
     Check,
+}
+
+impl By {
+    const fn is_read(&self) -> bool {
+        matches!(self, Self::Read)
+    }
 }
 
 /// What the client has seen.
@@ -119,6 +147,8 @@ struct Seen {
     calls: Vec<Call>,
     /// The set that picks were made from, at the start of each request.
     sets: Vec<(Duration, Vec<IpAddr>)>,
+    /// How often each write was executed.
+    executed: BTreeMap<u64, usize>,
     in_flight_at_the_end: Vec<usize>,
     statuses_at_the_end: Vec<Status>,
 }
@@ -129,12 +159,15 @@ fn name(server: usize) -> String {
     format!("server-{server}")
 }
 
-async fn serve(mode: Arc<AtomicU8>) -> turmoil::Result {
+async fn serve(mode: Arc<AtomicU8>, seen: Shared) -> turmoil::Result {
     let listener = TcpListener::bind("0.0.0.0:80").await?;
     loop {
         let (stream, _) = listener.accept().await?;
-        let mode = mode.clone();
-        let answer = hyper_service(move |_| {
+        let (mode, seen) = (mode.clone(), seen.clone());
+        let answer = hyper_service(move |request: Request<Incoming>| {
+            if let Ok(number) = request.uri().path()[1..].parse() {
+                *seen.lock().unwrap().executed.entry(number).or_default() += 1;
+            }
             let mode = mode.clone();
             async move {
                 match mode.load(Relaxed) {
@@ -154,32 +187,40 @@ async fn serve(mode: Arc<AtomicU8>) -> turmoil::Result {
 }
 
 /// Sends one request on a connection of its own.
-async fn get(address: SocketAddr) -> Result<StatusCode, BoxError> {
+async fn send_to(address: SocketAddr, by: By) -> Result<StatusCode, BoxError> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/")
+    let path = match by {
+        By::Write(number) => format!("/{number}"),
+        By::Read | By::Check => "/".to_owned(),
+    };
+    let request = Request::get(path)
         .header("host", "server")
         .body(Empty::<Bytes>::new())?;
     Ok(sender.send_request(request).await?.status())
 }
 
 #[derive(Debug)]
-struct Failed(String);
+struct Failed(BoxError);
 
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Failed {}
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self.0.as_ref())
+    }
+}
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct OnlyOkIsWell;
 
-impl Classify<StatusCode, Failed> for OnlyOkIsWell {
-    fn classify(&self, answer: Result<&StatusCode, &Failed>) -> Outcome {
+impl<E> Classify<StatusCode, E> for OnlyOkIsWell {
+    fn classify(&self, answer: Result<&StatusCode, &E>) -> Outcome {
         match answer {
             Ok(&StatusCode::OK) => Outcome::Success,
             _ => Outcome::Failure,
@@ -238,6 +279,7 @@ async fn send(
     targets: watch::Receiver<Vec<SocketAddr>>,
     seen: Shared,
     seed: u64,
+    failover: Failover,
 ) -> turmoil::Result {
     let calls = seen.clone();
     let make = move |endpoint: &Endpoint| {
@@ -256,9 +298,9 @@ async fn send(
                     });
                     calls.len() - 1
                 };
-                let answer = timeout(PATIENCE_PER_TRY, get(address)).await;
+                let answer = timeout(PATIENCE_PER_TRY, send_to(address, by)).await;
                 let answer = match answer {
-                    Ok(answer) => answer.map_err(|error| Failed(error.to_string())),
+                    Ok(answer) => answer.map_err(Failed),
                     Err(_) => Err(Failed("no answer in time".into())),
                 };
                 calls.lock().unwrap().calls[position].ok = matches!(answer, Ok(StatusCode::OK));
@@ -269,11 +311,11 @@ async fn send(
     let check = HealthCheckLayer::new(|_: Endpoint, service| async move {
         match ServiceExt::oneshot(service, By::Check).await {
             Ok(StatusCode::OK) => Ok(()),
-            Ok(status) => Err(Failed(status.to_string())),
+            Ok(status) => Err(Failed(status.to_string().into())),
             Err(error) => Err(error),
         }
     });
-    let client = ServiceBuilder::new()
+    let balance = ServiceBuilder::new()
         .layer(BalanceLayer::new(ByLoadOrInTurn::new(seed)))
         .layer(
             OutlierLayer::default()
@@ -295,29 +337,50 @@ async fn send(
         .layer(WatchLayer::new(targets))
         .service(make);
 
+    let with_failover = FailoverLayer::new(Idempotent::when(By::is_read).classify(OnlyOkIsWell))
+        .attempts(4)
+        .budget(Budget::new().minimum(30))
+        .seeded(seed);
+    let (client, patience, pace) = match failover {
+        Failover::Off => (BoxCloneSyncService::new(balance.clone()), PATIENCE, PACE),
+        Failover::On => (
+            BoxCloneSyncService::new(with_failover.layer(balance.clone())),
+            PATIENCE_WITH_FAILOVER,
+            PACE_WITH_FAILOVER,
+        ),
+    };
     let mut requests = tokio::task::JoinSet::new();
+    let mut number = 0;
     while turmoil::sim_elapsed().unwrap() < END {
         let at = turmoil::sim_elapsed().unwrap();
-        let members = client.endpoints();
+        let members = balance.endpoints();
         let set = members
             .iter()
             .map(|member| member.endpoint().address().ip())
             .collect();
         seen.lock().unwrap().sets.push((at, set));
         let (client, seen) = (client.clone(), seen.clone());
+        number += 1;
+        let by = match number % 4 {
+            0 => By::Write(number),
+            _ => By::Read,
+        };
         requests.spawn(async move {
-            let answer = timeout(PATIENCE, client.oneshot(By::Request)).await;
+            let answer = timeout(patience, client.oneshot(by)).await;
             let ok = matches!(answer, Ok(Ok(StatusCode::OK)));
             let took = turmoil::sim_elapsed().unwrap() - at;
-            seen.lock().unwrap().answers.push(Answer { at, took, ok });
+            seen.lock()
+                .unwrap()
+                .answers
+                .push(Answer { by, at, took, ok });
         });
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(pace).await;
     }
     while requests.join_next().await.is_some() {}
     // Checks go on; those of this moment end.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let in_flight = || {
-        client
+        balance
             .endpoints()
             .iter()
             .map(|member| member.service().in_flight())
@@ -331,7 +394,7 @@ async fn send(
     }
     let mut seen = seen.lock().unwrap();
     seen.in_flight_at_the_end = in_flight();
-    let statuses = client.endpoints();
+    let statuses = balance.endpoints();
     let statuses = statuses.iter().map(|member| member.endpoint().status());
     seen.statuses_at_the_end = statuses.collect();
     Ok(())
@@ -343,6 +406,8 @@ struct Run<'a> {
     targets: watch::Sender<Vec<SocketAddr>>,
     all: Vec<SocketAddr>,
     victim: usize,
+    /// Who is being restarted.
+    down: Option<usize>,
 }
 
 impl Run<'_> {
@@ -372,15 +437,39 @@ impl Run<'_> {
                     self.sim.crash(name(server));
                 }
             }
-            Fault::Flaps => {}
+            Fault::Flaps | Fault::Rolling => {}
         }
     }
 
     /// Called at every step of a fault.
-    fn go_on(&self, fault: Fault, at: Duration) {
-        if fault != Fault::Flaps {
+    fn go_on(&mut self, fault: Fault, at: Duration) {
+        match fault {
+            Fault::Flaps => self.flap(at),
+            Fault::Rolling => self.roll(at),
+            _ => {}
+        }
+    }
+
+    /// Each server in turn is down for the second half of its share of the time.
+    fn roll(&mut self, at: Duration) {
+        let share = (FAULT_ENDS - FAULT_BEGINS) / SERVERS as u32;
+        let since = at.saturating_sub(FAULT_BEGINS);
+        let turn = (since.as_nanos() / share.as_nanos()) as usize;
+        let is_late = since.as_nanos() % share.as_nanos() > share.as_nanos() / 2;
+        let down = (is_late && turn < SERVERS).then_some(turn);
+        if down == self.down {
             return;
         }
+        if let Some(server) = self.down {
+            self.sim.bounce(name(server));
+        }
+        if let Some(server) = down {
+            self.sim.crash(name(server));
+        }
+        self.down = down;
+    }
+
+    fn flap(&self, at: Duration) {
         let is_there = (at.as_millis() / 700) % 2 == 0;
         let victim = self.all[self.victim];
         let targets = self
@@ -420,13 +509,18 @@ impl Run<'_> {
                     self.sim.bounce(name(server));
                 }
             }
+            Fault::Rolling => {
+                if let Some(server) = self.down.take() {
+                    self.sim.bounce(name(server));
+                }
+            }
             _ => drop(self.targets.send_replace(self.all.clone())),
         }
     }
 }
 
 /// Runs one fault; returns what was seen, and the victim's address.
-fn run(fault: Fault, seed: u64) -> (Seen, IpAddr) {
+fn run(fault: Fault, seed: u64, failover: Failover) -> (Seen, IpAddr) {
     let mut sim = Builder::new()
         .rng_seed(seed)
         .simulation_duration(END + Duration::from_secs(10))
@@ -438,17 +532,17 @@ fn run(fault: Fault, seed: u64) -> (Seen, IpAddr) {
     let modes: Vec<_> = (0..SERVERS)
         .map(|_| Arc::new(AtomicU8::new(mode::ANSWER)))
         .collect();
+    let seen = Shared::default();
     for (server, mode) in modes.iter().enumerate() {
-        let mode = mode.clone();
-        sim.host(name(server), move || serve(mode.clone()));
+        let (mode, seen) = (mode.clone(), seen.clone());
+        sim.host(name(server), move || serve(mode.clone(), seen.clone()));
     }
     sim.host(NOBODY, std::future::pending);
     let all: Vec<_> = (0..SERVERS)
         .map(|server| SocketAddr::new(sim.lookup(name(server)), 80))
         .collect();
     let (targets, rx) = watch::channel(all.clone());
-    let seen = Shared::default();
-    sim.client("client", send(rx, seen.clone(), seed));
+    sim.client("client", send(rx, seen.clone(), seed, failover));
     let victim = seed as usize % SERVERS;
     let address = all[victim].ip();
     let mut run = Run {
@@ -457,6 +551,7 @@ fn run(fault: Fault, seed: u64) -> (Seen, IpAddr) {
         targets,
         all,
         victim,
+        down: None,
     };
     let (mut has_begun, mut has_ended) = (false, false);
     while !run.sim.step().unwrap() {
@@ -478,6 +573,17 @@ fn run(fault: Fault, seed: u64) -> (Seen, IpAddr) {
 }
 
 impl Seen {
+    /// What must hold in every run with failover; returns how many requests may be tried again.
+    fn check_failover(&self) -> usize {
+        let reads: Vec<_> = self.answers.iter().filter(|a| a.by.is_read()).collect();
+        let lost = reads.iter().find(|answer| !answer.ok);
+        assert!(lost.is_none(), "a read was lost: {lost:?}");
+        let twice = self.executed.iter().find(|(_, times)| **times > 1);
+        assert_eq!(twice, None, "a write was executed more than once");
+        assert!(self.in_flight_at_the_end.iter().all(|&count| count == 0));
+        reads.len()
+    }
+
     fn failures(&self, from: Duration, to: Duration) -> usize {
         let between = self
             .answers
@@ -512,7 +618,7 @@ impl Seen {
         let all = &self.statuses_at_the_end;
         assert_eq!(*all, [Status::Available; SERVERS], "in the end");
         let is_back = |call: &&Call| {
-            call.at > FAULT_ENDS && call.server == victim && call.by == By::Request && call.ok
+            call.at > FAULT_ENDS && call.server == victim && call.by != By::Check && call.ok
         };
         let back = self
             .calls
@@ -538,6 +644,8 @@ impl Seen {
         let failures = self.failures(FAULT_BEGINS - PATIENCE, FAULT_ENDS);
         match fault {
             Fault::Flaps => assert_eq!(failures, 0),
+            // Seen with failover only.
+            Fault::Rolling => {}
             // All links fail at random: nobody could do better than the share of them that works.
             Fault::Loses => {}
             Fault::AllButOne => {
@@ -561,7 +669,7 @@ fn chaos(faults: &[Fault]) {
     for &fault in faults {
         for seed in (0..seeds).map(|seed| fault as u64 * 1_000 + seed) {
             println!("{fault:?}, seed {seed}");
-            let (seen, victim) = run(fault, seed);
+            let (seen, victim) = run(fault, seed, Failover::Off);
             let failures = seen.failures(Duration::ZERO, END);
             table
                 .entry(format!("{fault:?}"))
@@ -605,4 +713,39 @@ fn links_that_fail() {
 #[test]
 fn discovery_that_flaps_and_lies() {
     chaos(&[Fault::Flaps, Fault::Lies]);
+}
+
+/// With a healthy server there, and a budget, no read is lost and no write executed twice.
+#[test]
+fn failover_loses_nothing_and_executes_no_write_twice() {
+    let seeds = std::env::var("CHAOS_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(10);
+    let mut reads = 0;
+    let mut writes: BTreeMap<String, usize> = BTreeMap::new();
+    for fault in [
+        Fault::Crash,
+        Fault::Hang,
+        Fault::Errors,
+        Fault::Slow,
+        Fault::Hold,
+        Fault::Partition,
+        Fault::PartitionToServer,
+        Fault::PartitionToClient,
+        Fault::Flaps,
+        Fault::Lies,
+        Fault::AllButOne,
+        Fault::Rolling,
+    ] {
+        for seed in (0..seeds).map(|seed| fault as u64 * 1_000 + seed) {
+            println!("{fault:?} with failover, seed {seed}");
+            let (seen, _) = run(fault, seed, Failover::On);
+            reads += seen.check_failover();
+            let lost = seen.answers.iter().filter(|a| !a.ok && !a.by.is_read());
+            *writes.entry(format!("{fault:?}")).or_default() += lost.count();
+        }
+    }
+    println!("0 of {reads} reads were lost; of the writes, 300 a run, in {seeds} runs: {writes:?}");
+    assert!(reads >= 10_000 * seeds as usize);
 }

@@ -120,6 +120,20 @@ fn a_request_that_is_watched_allocates_nothing() {
 }
 
 #[test]
+fn a_request_that_needs_no_second_try_allocates_nothing() {
+    let (balance, _driver) = balance(10, PendingRequestsLayer::default(), P2c::default());
+    let mut failover = FailoverLayer::new(retry::Idempotent::all()).layer(balance.clone());
+    request(&mut failover);
+    let kept = measure(|| (0..1000).for_each(|_| request(&mut failover)));
+    assert_eq!(kept.count_total, 0);
+    let fresh = measure(|| (0..1000).for_each(|_| request(&mut failover.clone())));
+    assert_eq!(fresh.count_total, 0);
+    let throttle = AdaptiveThrottleLayer::default().layer(LimitLayer::new(1).layer(balance));
+    let info = measure(|| (0..1000).for_each(|_| request(&mut throttle.clone())));
+    assert_eq!(info.count_total, 0);
+}
+
+#[test]
 fn replicas_allocate_nothing() {
     let names: Vec<String> = (0..2_000).map(|i| i.to_string()).collect();
     let policy = RingHash::by(|key: &String| key.as_bytes());

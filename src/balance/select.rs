@@ -186,10 +186,9 @@ impl<S, Req, A> Selection<S, Req, A> {
             };
             if let Some(selected) = selected {
                 if let (Some(tried), Selected::Reserved(reserved)) = (&wait.tried, &selected) {
-                    let member = snapshot
-                        .candidate(reserved.id)
-                        .map(|at| &snapshot.members[at]);
-                    member.map(|member| tried.insert(member.endpoint().clone()));
+                    if let Some(position) = snapshot.candidate(reserved.id) {
+                        tried.insert(snapshot.members[position].endpoint().clone());
+                    }
                 }
                 self.wait = None;
                 return Poll::Ready(selected);

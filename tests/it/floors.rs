@@ -30,6 +30,12 @@ const FLOORS: &[(&str, &[&str])] = &[
             "endpoint", "error", "metric", "chance", "load", "policy", "balance",
         ],
     ),
+    (
+        "http",
+        &[
+            "endpoint", "error", "metric", "chance", "load", "policy", "hash", "balance", "retry",
+        ],
+    ),
 ];
 
 #[test]

@@ -1109,9 +1109,8 @@ fn a_hedge_after_10_makes_a_99th_percentile_of_1047_one_of_14() {
     within("more requests", more, 0.031);
 }
 
-#[cfg(feature = "hdrhistogram")]
 #[tokio::test(start_paused = true)]
-async fn feature_hdrhistogram_hedges_after_a_measured_percentile() {
+async fn hedges_go_out_after_a_measured_percentile() {
     // Of 100 requests to server 0, 95 take 10 ms and 5 take a second.
     let count = Arc::new(Mutex::new(0_u32));
     let (calls, make) = backends(move |endpoint| {

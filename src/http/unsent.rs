@@ -1,0 +1,182 @@
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use tower::BoxError;
+
+/// A body that cannot be cloned, and may be sent again as long as nothing of it was read.
+///
+/// A connection that was refused, or given up before the request went out, has not read the body: with this one around it the
+/// request goes to another endpoint. Once a first frame was asked for, the request is not tried again.
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use ::http::{Request, Response};
+/// # use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// # use tower_lb::{*, retry::ConnectErrors};
+/// use tower_lb::http::UnsentBody;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// # #[derive(Debug)] struct Upload;
+/// # impl http_body::Body for Upload {
+/// #     type Data = &'static [u8];
+/// #     type Error = Infallible;
+/// #     fn poll_frame(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>)
+/// #         -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Infallible>>> { std::task::Poll::Ready(None) }
+/// # }
+/// # let connect = |_: &Endpoint<&'static str>| {
+/// #     service_fn(|_: Request<UnsentBody<Upload>>| async { Ok::<_, Infallible>(Response::new(())) })
+/// # };
+/// let client = ServiceBuilder::new()
+///     .map_request(|request: Request<Upload>| request.map(UnsentBody::new))
+///     .layer(FailoverLayer::new(ConnectErrors::default()).copy_with(UnsentBody::copy_request))
+///     .layer(BalanceLayer::new(P2c::default()))
+///     .layer(each(PendingRequestsLayer::default()))
+///     .layer(fixed(["a", "b"]))
+///     .service(connect);
+/// # client.oneshot(Request::new(Upload)).await?;
+/// # Ok::<_, tower::BoxError>(()) })?;
+/// # Ok::<_, tower::BoxError>(())
+/// ```
+pub struct UnsentBody<B> {
+    slot: Arc<Mutex<Slot<B>>>,
+    /// Set once this handle has started to read.
+    body: Option<Pin<Box<B>>>,
+    role: Role,
+}
+
+/// Says that a try's body has gone to a later try of the same request.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyMoved;
+
+struct Slot<B> {
+    /// `None` once a try has started to read.
+    body: Option<B>,
+    /// The number of the try that may.
+    turn: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Goes out with the try of this number.
+    Try(u64),
+    /// Is kept to make further ones from.
+    Kept,
+}
+
+impl<B> UnsentBody<B> {
+    /// Wraps a body of which nothing was read yet.
+    pub fn new(body: B) -> Self {
+        let slot = Slot {
+            body: Some(body),
+            turn: 0,
+        };
+        Self {
+            slot: Arc::new(Mutex::new(slot)),
+            body: None,
+            role: Role::Try(0),
+        }
+    }
+
+    /// Copies a request whose body nobody has read: for [`FailoverLayer::copy_with`](crate::FailoverLayer::copy_with).
+    ///
+    /// The copy of a copy takes the body away from those made before.
+    #[must_use]
+    pub fn copy_request(request: &Request<Self>) -> Option<Request<Self>> {
+        let body = request.body().copy()?;
+        let mut copy = Request::new(body);
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.version_mut() = request.version();
+        *copy.headers_mut() = request.headers().clone();
+        *copy.extensions_mut() = request.extensions().clone();
+        Some(copy)
+    }
+
+    fn copy(&self) -> Option<Self> {
+        let mut slot = self.slot();
+        slot.body.as_ref()?;
+        let role = match self.role {
+            Role::Try(_) => Role::Kept,
+            Role::Kept => {
+                slot.turn += 1;
+                Role::Try(slot.turn)
+            }
+        };
+        Some(Self {
+            slot: self.slot.clone(),
+            body: None,
+            role,
+        })
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot<B>> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the body, wherever it is.
+    fn look<T>(&self, look: impl FnOnce(&B) -> T) -> Option<T> {
+        match &self.body {
+            Some(body) => Some(look(body)),
+            None => self.slot().body.as_ref().map(look),
+        }
+    }
+}
+
+impl<B> Body for UnsentBody<B>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.get_mut();
+        if this.body.is_none() {
+            let mut slot = this.slot();
+            let body = match this.role == Role::Try(slot.turn) {
+                true => slot.body.take(),
+                false => None,
+            };
+            drop(slot);
+            this.body = body.map(Box::pin);
+        }
+        match &mut this.body {
+            Some(body) => body.as_mut().poll_frame(cx).map_err(Into::into),
+            None => Poll::Ready(Some(Err(BodyMoved.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.look(Body::is_end_stream).unwrap_or(false)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.look(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl<B> fmt::Debug for UnsentBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnsentBody")
+            .field("unsent", &self.slot().body.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for BodyMoved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the body has gone to a later try of its request")
+    }
+}
+
+impl Error for BodyMoved {}

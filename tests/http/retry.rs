@@ -1,0 +1,349 @@
+//! Trying HTTP requests again.
+
+use std::{
+    convert::Infallible,
+    io::{self, ErrorKind},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use tokio::time::Instant;
+use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+use tower_lb::{
+    AttemptsFailed, BalanceLayer, Endpoint, FailoverLayer, PendingRequestsLayer, RoundRobin, each,
+    fixed,
+    http::{BodyMoved, ExcludeTriedLayer, HttpRetry, TagTriedLayer, UnsentBody, retry_after},
+    retry::{Retry, RetryPolicy},
+};
+
+type Calls = Arc<Mutex<Vec<usize>>>;
+
+fn judge(
+    policy: &HttpRetry,
+    method: Method,
+    status: u16,
+    headers: &[(&'static str, &str)],
+) -> Retry {
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    for (name, value) in headers {
+        response.headers_mut().append(*name, value.parse().unwrap());
+    }
+    policy.retry(&request, Ok(&response))
+}
+
+#[test]
+fn statuses_are_tried_again_as_the_table_says() {
+    let policy = HttpRetry::new();
+    for status in 100..600 {
+        let again = [502, 503, 504].contains(&status);
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let expected = if again { Retry::Yes } else { Retry::No };
+            assert_eq!(judge(&policy, method, status, &[]), expected, "{status}");
+        }
+        for method in ["POST", "PATCH", "CONNECT", "ANY"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(judge(&policy, method, status, &[]), Retry::No);
+        }
+    }
+}
+
+#[test]
+fn pushback_is_read_from_headers() {
+    let policy = HttpRetry::new();
+    let after = |value: &str| judge(&policy, Method::GET, 503, &[("retry-after", value)]);
+    assert_eq!(after("7"), Retry::After(Duration::from_secs(7)));
+    assert_eq!(after("0"), Retry::After(Duration::ZERO));
+    assert_eq!(
+        after("Sun, 06 Nov 1994 08:49:37 GMT"),
+        Retry::After(Duration::ZERO)
+    );
+    assert_eq!(after("soon"), Retry::Yes);
+    assert_eq!(
+        judge(&policy, Method::POST, 503, &[("retry-after", "7")]),
+        Retry::No
+    );
+    assert_eq!(
+        judge(&policy, Method::GET, 200, &[("retry-after", "7")]),
+        Retry::No
+    );
+
+    let grpc = HttpRetry::new().grpc();
+    let answer = |headers: &[(&'static str, &str)]| judge(&grpc, Method::POST, 200, headers);
+    assert_eq!(answer(&[("grpc-status", "14")]), Retry::Yes);
+    for code in ["0", "1", "4", "5", "8", "13", "16", "99", "", "014"] {
+        assert_eq!(answer(&[("grpc-status", code)]), Retry::No, "{code}");
+    }
+    for (pushback, expected) in [
+        ("150", Retry::After(Duration::from_millis(150))),
+        ("0", Retry::After(Duration::ZERO)),
+        ("-1", Retry::No),
+        ("later", Retry::No),
+        ("", Retry::No),
+    ] {
+        let headers = [("grpc-status", "14"), ("grpc-retry-pushback-ms", pushback)];
+        assert_eq!(answer(&headers), expected, "{pushback:?}");
+    }
+    assert_eq!(
+        judge(&policy, Method::POST, 200, &[("grpc-status", "14")]),
+        Retry::No
+    );
+}
+
+#[test]
+fn errors_are_tried_again_as_the_table_says() {
+    let policy = HttpRetry::new();
+    let judge = |method: Method, kind: ErrorKind| {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        let error = BoxError::from(io::Error::from(kind));
+        policy.retry(&request, Err::<&Response<()>, _>(&error))
+    };
+    assert_eq!(
+        judge(Method::POST, ErrorKind::ConnectionRefused),
+        Retry::Yes
+    );
+    assert_eq!(judge(Method::POST, ErrorKind::ConnectionReset), Retry::No);
+    assert_eq!(judge(Method::GET, ErrorKind::ConnectionReset), Retry::Yes);
+}
+
+#[test]
+fn retry_after_is_seconds_or_a_date() {
+    let now = httpdate::parse_http_date("Fri, 31 Dec 1999 23:59:00 GMT").unwrap();
+    let read = |value: &str, now: SystemTime| {
+        let mut headers = HeaderMap::new();
+        headers.insert("retry-after", value.parse().unwrap());
+        retry_after(&headers, now)
+    };
+    let secs = |secs| Some(Duration::from_secs(secs));
+    for (value, expected) in [
+        ("120", secs(120)),
+        (" 120 ", secs(120)),
+        ("0", secs(0)),
+        ("99999999999999999999999", secs(u64::MAX)),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", secs(59)),
+        ("Fri, 31 Dec 1999 23:58:59 GMT", secs(0)),
+        ("Friday, 31-Dec-99 23:59:59 GMT", secs(59)),
+        ("Fri Dec 31 23:59:59 1999", secs(59)),
+        ("-1", None),
+        ("+1", None),
+        ("1.5", None),
+        ("", None),
+        ("tomorrow", None),
+    ] {
+        assert_eq!(read(value, now), expected, "{value:?}");
+    }
+    assert_eq!(retry_after(&HeaderMap::new(), now), None);
+}
+
+/// Not `Clone`; says how much of it was read.
+struct Stream {
+    frames: usize,
+    read: Arc<Mutex<usize>>,
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.frames == 0 {
+            return Poll::Ready(None);
+        }
+        self.frames -= 1;
+        *self.read.lock().unwrap() += 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.frames as u64)
+    }
+}
+
+/// What server 0 does; server 1 reads all and answers with the number of bytes.
+#[derive(Clone, Copy, PartialEq)]
+enum First {
+    FailsBefore,
+    FailsMidway,
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_sent_again_only_when_nothing_of_it_was_read() {
+    for (first, expected_calls) in [
+        (First::FailsBefore, vec![0, 1]),
+        (First::FailsMidway, vec![0]),
+    ] {
+        let calls = Calls::default();
+        let seen = calls.clone();
+        let connect = move |endpoint: &Endpoint<usize>| {
+            let (name, calls) = (*endpoint.address(), calls.clone());
+            service_fn(move |request: Request<UnsentBody<Stream>>| {
+                calls.lock().unwrap().push(name);
+                async move {
+                    let mut body = request.into_body();
+                    assert_eq!(body.size_hint().exact(), Some(3));
+                    assert!(!body.is_end_stream());
+                    if name == 0 && first == First::FailsMidway {
+                        body.frame().await.unwrap().unwrap();
+                    }
+                    if name == 0 {
+                        return Err(io::Error::from(ErrorKind::ConnectionRefused));
+                    }
+                    let bytes = body.collect().await.unwrap().to_bytes();
+                    Ok(Response::new(bytes.len()))
+                }
+            })
+        };
+        let read = Arc::new(Mutex::new(0));
+        let stream = Stream {
+            frames: 3,
+            read: read.clone(),
+        };
+        let client = ServiceBuilder::new()
+            .map_request(|request: Request<Stream>| request.map(UnsentBody::new))
+            .layer(FailoverLayer::new(HttpRetry::new()).copy_with(UnsentBody::copy_request))
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed([0, 1]))
+            .service(connect);
+        let mut request = Request::new(stream);
+        request
+            .headers_mut()
+            .insert("x-kept", "yes".parse().unwrap());
+        let answer = client.oneshot(request).await;
+        match first {
+            First::FailsBefore => {
+                assert_eq!(answer.unwrap().into_body(), 3);
+                assert_eq!(*read.lock().unwrap(), 3);
+            }
+            First::FailsMidway => {
+                assert!(answer.unwrap_err().is::<io::Error>(), "as it is");
+                assert_eq!(*read.lock().unwrap(), 1);
+            }
+        }
+        assert_eq!(*seen.lock().unwrap(), expected_calls);
+    }
+}
+
+/// A client may hold on to the body of a try that was given up, and come to it late.
+#[tokio::test]
+async fn a_late_try_cannot_read_what_a_later_one_has() {
+    let read = Arc::new(Mutex::new(0));
+    let stream = Stream {
+        frames: 2,
+        read: read.clone(),
+    };
+    let first = Request::new(UnsentBody::new(stream));
+    let kept = UnsentBody::copy_request(&first).unwrap();
+    let second = UnsentBody::copy_request(&kept).unwrap();
+    let error = first.into_body().frame().await.unwrap().unwrap_err();
+    assert!(error.is::<BodyMoved>());
+    assert_eq!(*read.lock().unwrap(), 0);
+    assert_eq!(
+        second.into_body().collect().await.unwrap().to_bytes().len(),
+        2
+    );
+    assert!(UnsentBody::copy_request(&kept).is_none());
+}
+
+#[derive(Clone, Debug)]
+struct InOrder;
+
+impl<A, S, Req> tower_lb::Policy<A, S, Req> for InOrder {
+    type Table = ();
+
+    fn table(&self, _: &[tower_lb::Member<A, S>], _: Option<&()>) {}
+
+    fn pick(
+        &self,
+        (): &(),
+        candidates: tower_lb::Candidates<'_, A, S>,
+        _: &mut tower_lb::PickContext<'_, Req>,
+    ) -> tower_lb::Choice {
+        let first = candidates.iter().next();
+        first.map_or(tower_lb::Choice::None, |(at, _)| {
+            tower_lb::Choice::Member(at)
+        })
+    }
+}
+
+/// A timeout of each try, and a buffer, between the failover and the balancer: each try goes elsewhere all the same.
+#[tokio::test(start_paused = true)]
+async fn the_tried_set_travels_through_layers_between() {
+    let calls = Calls::default();
+    let seen = calls.clone();
+    let connect = move |endpoint: &Endpoint<usize>| {
+        let (name, calls) = (*endpoint.address(), calls.clone());
+        service_fn(move |request: Request<Empty<Bytes>>| {
+            assert!(
+                request.extensions().is_empty(),
+                "the list stays with the balancer"
+            );
+            calls.lock().unwrap().push(name);
+            async move {
+                match name {
+                    3 => Ok(Response::new(name)),
+                    2 => Err(io::Error::from(ErrorKind::ConnectionRefused)),
+                    _ => std::future::pending().await,
+                }
+            }
+        })
+    };
+    let client = ServiceBuilder::new()
+        .layer(FailoverLayer::new(HttpRetry::new()).attempts(4))
+        .layer(TagTriedLayer::addressed_by::<usize>())
+        .buffer(1)
+        .timeout(Duration::from_millis(100))
+        .layer(ExcludeTriedLayer)
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(0..4))
+        .service(connect.clone());
+    for _ in 0..8 {
+        seen.lock().unwrap().clear();
+        let start = Instant::now();
+        let answer = client.clone().oneshot(Request::new(Empty::new())).await;
+        assert_eq!(answer.unwrap().into_body(), 3);
+        assert!(start.elapsed() <= Duration::from_millis(2 * 100 + 25 + 75 + 175 + 10));
+        let mut tried = seen.lock().unwrap().clone();
+        let all = tried.len();
+        tried.sort_unstable();
+        tried.dedup();
+        assert_eq!(tried.len(), all, "nobody twice");
+    }
+    // All fail: the error names them, though the balancer is far below.
+    let client = ServiceBuilder::new()
+        .layer(FailoverLayer::new(HttpRetry::new()).attempts(3))
+        .layer(TagTriedLayer::addressed_by::<usize>())
+        .timeout(Duration::from_millis(100))
+        .layer(ExcludeTriedLayer)
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed(0..3))
+        .service(connect);
+    let error = client
+        .oneshot(Request::new(Empty::new()))
+        .await
+        .unwrap_err();
+    let failed = error.downcast_ref::<AttemptsFailed>().unwrap();
+    let names: Vec<_> = failed
+        .attempts()
+        .iter()
+        .map(|a| a.endpoint().unwrap())
+        .collect();
+    assert_eq!(names, ["0", "1", "2"]);
+}
