@@ -1,5 +1,13 @@
 //! What the feature `http` brings, over scripted services and real sockets.
 #![allow(clippy::unwrap_used)]
 
+#[path = "http/classify.rs"]
+mod classify;
+#[path = "http/completion.rs"]
+mod completion;
+#[path = "http/keys.rs"]
+mod keys;
 #[path = "http/retry.rs"]
-mod retry;
+mod retry_http;
+#[path = "http/support.rs"]
+mod support;

@@ -147,7 +147,7 @@ combined!(A B C D);
 
 /// XXH64: the same on every platform and in every language.
 #[inline]
-pub(super) fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
+pub(crate) fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
     XxHash64::oneshot(seed, bytes)
 }
 

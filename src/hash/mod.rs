@@ -82,6 +82,8 @@ mod table;
 
 #[doc(hidden)]
 pub use self::hosts::Hosts;
+#[cfg(feature = "http")]
+pub(crate) use self::key::hash_bytes;
 pub use self::{
     bounded::{Bounded, BoundedTable, Overflow},
     error::HashSettingError,

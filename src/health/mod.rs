@@ -84,6 +84,7 @@ mod fleet;
 mod heartbeats;
 mod host;
 mod outlier;
+mod outlier_service;
 mod patients;
 mod slow_start;
 #[cfg(feature = "net")]
@@ -97,7 +98,8 @@ pub use self::{
     check::{HealthCheckDiscover, HealthCheckLayer, UntilFirstCheck},
     detectors::{FailurePercentage, SlowLatency, SuccessRate},
     heartbeats::{HeartbeatDiscover, Heartbeats},
-    outlier::{Outlier, OutlierDiscover, OutlierFuture, OutlierLayer},
+    outlier::{OutlierDiscover, OutlierLayer},
+    outlier_service::{Outlier, OutlierFuture, OutlierHandle},
     slow_start::SlowStart,
     traffic::{IdleInterval, Traffic, Watched},
 };

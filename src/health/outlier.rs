@@ -11,22 +11,21 @@ use pin_project_lite::pin_project;
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, Sleep};
 use tower::{
-    Layer, Service,
+    Layer,
     discover::{Change, Discover},
-    load::Load,
 };
 
 use super::{
     detectors::{Detectors, FailurePercentage, SlowLatency, SuccessRate},
     ejection::Rule,
     fleet::Fleet,
-    host::{HostSettings, Ticket, Trial},
+    host::HostSettings,
+    outlier_service::Outlier,
 };
 use crate::{
     chance::entropy,
     endpoint::{Address, Endpoint},
-    load::{Classify, ErrorsAreFailures, Outcome},
-    metric::{InFlight, TotalInFlight},
+    load::{CompleteOnResponse, ErrorsAreFailures},
 };
 
 /// Ejects endpoints for what their answers show, and lets them come back.
@@ -57,59 +56,29 @@ use crate::{
 /// # let _ = layer;
 /// ```
 #[derive(Clone, Debug)]
-pub struct OutlierLayer<K = ErrorsAreFailures> {
+pub struct OutlierLayer<K = ErrorsAreFailures, C = CompleteOnResponse> {
     rule: Rule,
     interval: Duration,
     consecutive_failures: Option<u32>,
     detectors: Detectors,
     cancelled_after: Option<Duration>,
     classify: K,
+    completion: C,
     seed: Option<u64>,
-}
-
-/// A service whose outcomes are watched, made by [`OutlierLayer`].
-///
-/// Not ready while its endpoint is ejected, or on trial with all probes under way: the balancer passes over it. One
-/// that has revived it, in a panic, sends it requests all the same.
-pub struct Outlier<S, A: Address, K = ErrorsAreFailures> {
-    service: S,
-    ticket: Arc<Ticket<A>>,
-    classify: K,
 }
 
 pin_project! {
     /// Discovery whose services are watched, made by [`OutlierLayer`].
-    pub struct OutlierDiscover<D, A: Address, K = ErrorsAreFailures> {
+    pub struct OutlierDiscover<D, A: Address, K = ErrorsAreFailures, C = CompleteOnResponse> {
         #[pin]
         discover: D,
         fleet: Arc<Fleet<A>>,
         classify: K,
+        completion: C,
         interval: Duration,
         timer: Option<Pin<Box<Sleep>>>,
         has_ended: bool,
     }
-}
-
-pin_project! {
-    /// The response future of an [`Outlier`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropped before it is done, it counts as a cancelled call, and gives a probe back.
-    pub struct OutlierFuture<F, A: Address, K> {
-        #[pin]
-        future: F,
-        classify: K,
-        record: Record<A>,
-    }
-}
-
-/// Reports one request's outcome, at the latest when it is dropped.
-struct Record<A: Address> {
-    /// `None` once it has reported.
-    ticket: Option<Arc<Ticket<A>>>,
-    /// In ns; 0: not to be known.
-    started: u64,
 }
 
 impl Default for OutlierLayer {
@@ -131,15 +100,16 @@ impl Default for OutlierLayer {
             },
             cancelled_after: None,
             classify: ErrorsAreFailures::default(),
+            completion: CompleteOnResponse::default(),
             seed: None,
         }
     }
 }
 
-impl<K> OutlierLayer<K> {
+impl<K, C> OutlierLayer<K, C> {
     /// Sets what tells failures from successes. Default [`ErrorsAreFailures`].
     #[must_use]
-    pub fn classify<L>(self, classify: L) -> OutlierLayer<L> {
+    pub fn classify<L>(self, classify: L) -> OutlierLayer<L, C> {
         OutlierLayer {
             rule: self.rule,
             interval: self.interval,
@@ -147,6 +117,22 @@ impl<K> OutlierLayer<K> {
             detectors: self.detectors,
             cancelled_after: self.cancelled_after,
             classify,
+            completion: self.completion,
+            seed: self.seed,
+        }
+    }
+
+    /// Sets what a request's end is, for outcomes that [only its body tells](crate::load::Outcome::Undecided). Default [`CompleteOnResponse`].
+    #[must_use]
+    pub fn completion<D>(self, completion: D) -> OutlierLayer<K, D> {
+        OutlierLayer {
+            rule: self.rule,
+            interval: self.interval,
+            consecutive_failures: self.consecutive_failures,
+            detectors: self.detectors,
+            cancelled_after: self.cancelled_after,
+            classify: self.classify,
+            completion,
             seed: self.seed,
         }
     }
@@ -286,19 +272,21 @@ impl<K> OutlierLayer<K> {
     }
 }
 
-impl<D, A, K> Layer<D> for OutlierLayer<K>
+impl<D, A, K, C> Layer<D> for OutlierLayer<K, C>
 where
     D: Discover<Key = Endpoint<A>>,
     A: Address,
     K: Clone,
+    C: Clone,
 {
-    type Service = OutlierDiscover<D, A, K>;
+    type Service = OutlierDiscover<D, A, K, C>;
 
     fn layer(&self, discover: D) -> Self::Service {
         OutlierDiscover {
             discover,
             fleet: Arc::new(self.fleet()),
             classify: self.classify.clone(),
+            completion: self.completion.clone(),
             interval: self.interval,
             timer: None,
             has_ended: false,
@@ -306,13 +294,14 @@ where
     }
 }
 
-impl<D, A, S, K> Stream for OutlierDiscover<D, A, K>
+impl<D, A, S, K, C> Stream for OutlierDiscover<D, A, K, C>
 where
     D: TryStream<Ok = Change<Endpoint<A>, S>>,
     A: Address,
     K: Clone,
+    C: Clone,
 {
-    type Item = Result<Change<Endpoint<A>, Outlier<S, A, K>>, D::Error>;
+    type Item = Result<Change<Endpoint<A>, Outlier<S, A, K, C>>, D::Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
@@ -340,11 +329,9 @@ where
         };
         Poll::Ready(Some(Ok(match change {
             Change::Insert(endpoint, service) => {
-                let outlier = Outlier {
-                    service,
-                    ticket: this.fleet.insert(&endpoint),
-                    classify: this.classify.clone(),
-                };
+                let ticket = this.fleet.insert(&endpoint);
+                let (classify, completion) = (this.classify.clone(), this.completion.clone());
+                let outlier = Outlier::new(service, ticket, classify, completion);
                 Change::Insert(endpoint, outlier)
             }
             Change::Remove(endpoint) => {
@@ -355,177 +342,12 @@ where
     }
 }
 
-impl<S, A: Address, K> Outlier<S, A, K> {
-    /// Returns the wrapped service.
-    pub const fn get_ref(&self) -> &S {
-        &self.service
-    }
-
-    /// Waits until a request may go through.
-    #[cold]
-    #[inline(never)]
-    fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if let Some(Ticket::OnTrial { trial, .. }) = Arc::get_mut(&mut self.ticket) {
-                match trial {
-                    Trial::Probe(_) => return Poll::Ready(()),
-                    Trial::Wait(changed) => ready!(changed.as_mut().poll(cx)),
-                }
-            }
-            let free = Ticket::free(&self.ticket);
-            let Some(trial) = Ticket::admit(&free) else {
-                self.ticket = free;
-                return Poll::Ready(());
-            };
-            self.ticket = Arc::new(Ticket::OnTrial { free, trial });
-        }
-    }
-}
-
-impl<S, A, K, Req> Service<Req> for Outlier<S, A, K>
-where
-    S: Service<Req>,
-    A: Address,
-    K: Classify<S::Response, S::Error> + Clone,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = OutlierFuture<S::Future, A, K>;
-
-    #[inline]
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        // 1. Permission. Pending: the waker is registered with the end of a probe.
-        if !self.ticket.is_closed() {
-            ready!(self.poll_admission(cx));
-        }
-        // 2. The service itself. Pending: it has registered the waker.
-        let readiness = ready!(self.service.poll_ready(cx));
-        if readiness.is_err() {
-            Ticket::end(Ticket::take(&mut self.ticket), Some(false));
-        }
-        Poll::Ready(readiness)
-    }
-
-    #[inline]
-    fn call(&mut self, request: Req) -> Self::Future {
-        // Before the call, so that a call that panics gives a probe back.
-        let record = Record {
-            started: self.ticket.start(),
-            ticket: Some(Ticket::take(&mut self.ticket)),
-        };
-        OutlierFuture {
-            future: self.service.call(request),
-            classify: self.classify.clone(),
-            record,
-        }
-    }
-}
-
-impl<F, A, K, T, E> Future for OutlierFuture<F, A, K>
-where
-    F: Future<Output = Result<T, E>>,
-    A: Address,
-    K: Classify<T, E>,
-{
-    type Output = Result<T, E>;
-
-    #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.future.poll(cx));
-        let outcome = this.classify.classify(result.as_ref());
-        this.record.end(outcome);
-        Poll::Ready(result)
-    }
-}
-
-impl<A: Address> Record<A> {
-    #[inline]
-    fn end(&mut self, outcome: Outcome) {
-        if let Some(ticket) = self.ticket.take() {
-            match &*ticket {
-                Ticket::Free(host) if outcome == Outcome::Success => host.succeed(self.started),
-                _ => Ticket::end(ticket, outcome.is_success()),
-            }
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn cancel(&self, ticket: Arc<Ticket<A>>) {
-        let is_failure = ticket.host().is_too_long(self.started);
-        Ticket::end(ticket, is_failure.then_some(false));
-    }
-}
-
-impl<A: Address> Drop for Record<A> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.cancel(ticket);
-        }
-    }
-}
-
-/// The clone has no probe: that is one handle's.
-impl<S: Clone, A: Address, K: Clone> Clone for Outlier<S, A, K> {
-    fn clone(&self) -> Self {
-        Self {
-            service: self.service.clone(),
-            ticket: Ticket::free(&self.ticket),
-            classify: self.classify.clone(),
-        }
-    }
-}
-
-impl<S: Load, A: Address, K> Load for Outlier<S, A, K> {
-    type Metric = S::Metric;
-
-    #[inline]
-    fn load(&self) -> S::Metric {
-        self.service.load()
-    }
-}
-
-impl<S: InFlight, A: Address, K> InFlight for Outlier<S, A, K> {
-    #[inline]
-    fn in_flight(&self) -> usize {
-        self.service.in_flight()
-    }
-}
-
-impl<S: TotalInFlight, A: Address, K> TotalInFlight for Outlier<S, A, K> {
-    #[inline]
-    fn total_in_flight(&self) -> usize {
-        self.service.total_in_flight()
-    }
-}
-
-impl<S: fmt::Debug, A: Address, K> fmt::Debug for Outlier<S, A, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outlier")
-            .field("service", &self.service)
-            .field("host", self.ticket.host())
-            .field(
-                "is_on_trial",
-                &matches!(*self.ticket, Ticket::OnTrial { .. }),
-            )
-            .finish_non_exhaustive()
-    }
-}
-
-impl<D: fmt::Debug, A: Address, K> fmt::Debug for OutlierDiscover<D, A, K> {
+impl<D: fmt::Debug, A: Address, K, C> fmt::Debug for OutlierDiscover<D, A, K, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OutlierDiscover")
             .field("discover", &self.discover)
             .field("fleet", &self.fleet)
             .field("interval", &self.interval)
             .finish_non_exhaustive()
-    }
-}
-
-impl<F, A: Address, K> fmt::Debug for OutlierFuture<F, A, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OutlierFuture").finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER};
 use tower::BoxError;
 
 use super::retry_after;
@@ -12,7 +12,7 @@ use crate::retry::{ConnectErrors, Idempotent, Retry, RetryPolicy};
 /// |---|---|---|
 /// | connecting failed; no endpoint became ready | yes | yes |
 /// | another error, or the try's own timeout | yes | no |
-/// | 502, 503, 504 | yes, after `Retry-After` if there is one | no |
+/// | 502, 503, 504; 429 with `Retry-After` | yes, after `Retry-After` if there is one | no |
 /// | any other status | no | no |
 /// | the header `grpc-retry-pushback-ms` | after so long; not at all if it is no number | the same, where it would be tried again |
 ///
@@ -67,7 +67,10 @@ impl HttpRetry {
             && headers
                 .get("grpc-status")
                 .is_some_and(|code| code.as_bytes() == UNAVAILABLE);
+        let is_limited =
+            status == StatusCode::TOO_MANY_REQUESTS && headers.contains_key(RETRY_AFTER);
         is_unavailable
+            || is_limited
             || matches!(
                 status,
                 StatusCode::BAD_GATEWAY

@@ -7,6 +7,18 @@ pub enum Outcome {
     Failure,
     /// The answer says nothing of the endpoint, like a request that was refused as malformed.
     Ignore,
+    /// The rest of the answer will tell, its body's trailers, say.
+    ///
+    /// Whoever completes the request then [settles](Settle) it; if nobody does, it is as [`Ignore`](Self::Ignore).
+    Undecided,
+}
+
+/// Takes what an answer has turned out to be, after its head had been [undecided](Outcome::Undecided).
+///
+/// The handles that trackers and outlier detection give to a [`TrackCompletion`](tower::load::TrackCompletion) implement it.
+pub trait Settle {
+    /// Says what the answer is; what was decided once stands.
+    fn settle(&mut self, outcome: Outcome);
 }
 
 impl Outcome {
@@ -16,7 +28,7 @@ impl Outcome {
         match self {
             Self::Success => Some(true),
             Self::Failure => Some(false),
-            Self::Ignore => None,
+            Self::Ignore | Self::Undecided => None,
         }
     }
 }

@@ -29,7 +29,7 @@ mod track;
 pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
 
 pub use self::{
-    classify::{Classify, ErrorsAreFailures, Outcome},
+    classify::{Classify, ErrorsAreFailures, Outcome, Settle},
     constant::{Constant, ConstantLayer},
     peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer, PeakEwmaLoad},
     pending_requests::{

@@ -13,8 +13,9 @@ use tower::{
 use super::{
     Classify, ErrorsAreFailures, Outcome,
     ages::{Ages, Generation},
+    classify::Settle,
     ewma::{Level, LevelReading, Settings},
-    track::{Handle, TrackFuture},
+    track::TrackFuture,
 };
 use crate::metric::{self, Cost, InFlight, PickClock, TotalInFlight};
 
@@ -78,17 +79,19 @@ pub struct PeakEwmaHandle {
     request: Request,
 }
 
-/// When a request was sent, in ns; below it, two bits of its [`State`] and three of its generation.
+/// When a request was sent, in ns; below it, three bits of its [`State`] and three of its generation.
 #[derive(Clone, Copy, Debug)]
 struct Request(u64);
 
 /// What has become of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Sent,
-    Succeeded,
-    Failed,
-    Ignored,
+    Sent = 0,
+    Succeeded = 1,
+    Failed = 2,
+    Ignored = 3,
+    /// A bit of its own: what is decided later is added to it.
+    Undecided = 4,
 }
 
 #[derive(Debug)]
@@ -367,13 +370,18 @@ impl Request {
         Self(self.0 | (state as u64) << GENERATION_BITS)
     }
 
+    /// Returns what was decided; a decision counts, whatever was undecided before it.
     const fn state(self) -> State {
-        match (self.0 >> GENERATION_BITS) & ((1 << STATE_BITS) - 1) {
-            0 => State::Sent,
+        match self.0 >> GENERATION_BITS & DECIDED {
+            0 if self.0 >> GENERATION_BITS & UNDECIDED == 0 => State::Sent,
             1 => State::Succeeded,
             2 => State::Failed,
             _ => State::Ignored,
         }
+    }
+
+    const fn is_decided(self) -> bool {
+        self.0 >> GENERATION_BITS & DECIDED != 0
     }
 }
 
@@ -389,13 +397,17 @@ impl PeakEwmaHandle {
     }
 }
 
-impl Handle for PeakEwmaHandle {
+impl Settle for PeakEwmaHandle {
     #[inline]
     fn settle(&mut self, outcome: Outcome) {
+        if self.request.is_decided() {
+            return;
+        }
         self.request = self.request.settled(match outcome {
             Outcome::Success => State::Succeeded,
             Outcome::Failure => State::Failed,
             Outcome::Ignore => State::Ignored,
+            Outcome::Undecided => State::Undecided,
         });
     }
 }
@@ -428,5 +440,7 @@ impl Shared {
     }
 }
 
-const STATE_BITS: u32 = 2;
+const STATE_BITS: u32 = 3;
+const DECIDED: u64 = 3;
+const UNDECIDED: u64 = State::Undecided as u64;
 const GENERATION_BITS: u32 = 3;

@@ -8,11 +8,7 @@ use tower::{
     load::{CompleteOnResponse, Load, TrackCompletion},
 };
 
-use super::{
-    Outcome,
-    classify::ErrorsAreFailures,
-    track::{Handle, TrackFuture},
-};
+use super::{Outcome, classify::ErrorsAreFailures, classify::Settle, track::TrackFuture};
 use crate::metric::{InFlight, TotalInFlight};
 
 /// Measures a service by its requests in flight.
@@ -208,7 +204,7 @@ where
     }
 }
 
-impl<T: Totals> Handle for PendingRequestsHandle<T> {
+impl<T: Totals> Settle for PendingRequestsHandle<T> {
     fn settle(&mut self, _: Outcome) {}
 }
 

@@ -6,13 +6,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::load::TrackCompletion;
 
-use super::{Classify, Outcome};
-
-/// Counts one request in flight for as long as it lives.
-pub(super) trait Handle {
-    /// Takes the answer to the request; dropped without one, the request was cancelled.
-    fn settle(&mut self, outcome: Outcome);
-}
+use super::{Classify, Settle};
 
 pin_project! {
     /// The response future of a tracked service.
@@ -45,7 +39,7 @@ impl<F, C, H, K, T, E> Future for TrackFuture<F, C, H, K>
 where
     F: Future<Output = Result<T, E>>,
     C: TrackCompletion<H, T>,
-    H: Handle,
+    H: Settle,
     K: Classify<T, E>,
 {
     type Output = Result<C::Output, E>;

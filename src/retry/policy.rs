@@ -132,7 +132,8 @@ impl ConnectErrors {
     }
 
     /// Returns whether the error says that nothing was sent.
-    pub(crate) fn is_one(&self, error: &BoxError) -> bool {
+    #[must_use]
+    pub fn is_one(&self, error: &BoxError) -> bool {
         let mut cause: Option<&(dyn Error + 'static)> = Some(error.as_ref());
         // Bounded: an error that is its own source must not hang its reader.
         for _ in 0..MOST_SOURCES {

@@ -22,6 +22,8 @@ use tower_lb::{
     retry::{Retry, RetryPolicy},
 };
 
+use crate::support::InOrder;
+
 type Calls = Arc<Mutex<Vec<usize>>>;
 
 fn judge(
@@ -68,6 +70,12 @@ fn pushback_is_read_from_headers() {
         Retry::After(Duration::ZERO)
     );
     assert_eq!(after("soon"), Retry::Yes);
+    let limited = |headers: &[(&'static str, &str)]| judge(&policy, Method::GET, 429, headers);
+    assert_eq!(limited(&[]), Retry::No);
+    assert_eq!(
+        limited(&[("retry-after", "2")]),
+        Retry::After(Duration::from_secs(2))
+    );
     assert_eq!(
         judge(&policy, Method::POST, 503, &[("retry-after", "7")]),
         Retry::No
@@ -259,27 +267,6 @@ async fn a_late_try_cannot_read_what_a_later_one_has() {
         2
     );
     assert!(UnsentBody::copy_request(&kept).is_none());
-}
-
-#[derive(Clone, Debug)]
-struct InOrder;
-
-impl<A, S, Req> tower_lb::Policy<A, S, Req> for InOrder {
-    type Table = ();
-
-    fn table(&self, _: &[tower_lb::Member<A, S>], _: Option<&()>) {}
-
-    fn pick(
-        &self,
-        (): &(),
-        candidates: tower_lb::Candidates<'_, A, S>,
-        _: &mut tower_lb::PickContext<'_, Req>,
-    ) -> tower_lb::Choice {
-        let first = candidates.iter().next();
-        first.map_or(tower_lb::Choice::None, |(at, _)| {
-            tower_lb::Choice::Member(at)
-        })
-    }
 }
 
 /// A timeout of each try, and a buffer, between the failover and the balancer: each try goes elsewhere all the same.

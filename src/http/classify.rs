@@ -1,0 +1,194 @@
+use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+
+use super::ClassifyEnd;
+use crate::load::{Classify, Outcome};
+
+/// Classifies HTTP answers by their status.
+///
+/// | answer | outcome |
+/// |---|---|
+/// | an error, 5xx | failure |
+/// | 429 with `Retry-After` | failure: the server is at its limit |
+/// | other 4xx | ignored: the request's own fault |
+/// | 1xx, 2xx, 3xx | success |
+///
+/// ```
+/// use tower_lb::{Outcome, OutlierLayer, http::HttpStatus};
+///
+/// // A server without its data answers 404; 501 says nothing of its health.
+/// let status = HttpStatus::new().status(404, Outcome::Failure).status(501, Outcome::Ignore);
+/// let outliers = OutlierLayer::default().classify(status);
+/// # let _ = outliers;
+/// ```
+///
+/// For a `Result` whose error is any type.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpStatus {
+    classes: [Outcome; 5],
+    exceptions: [Option<(u16, Outcome)>; MOST_EXCEPTIONS],
+}
+
+/// Classifies gRPC answers by their status, which is in the headers or the trailers.
+///
+/// UNAVAILABLE, INTERNAL, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED are failures, OK is a success; what other codes say
+/// is the request's business: ignored. An answer that ends without a status is a failure, and so is an HTTP status of 500 and above.
+///
+/// As a rule the status is in the trailers, and then the head of an answer is [`Undecided`](Outcome::Undecided): let the same classifier
+/// be asked at the end, by [`CompleteOnBody::classify`](super::CompleteOnBody::classify).
+#[derive(Clone, Copy, Debug)]
+pub struct GrpcStatus {
+    /// A bit for each code.
+    failures: u32,
+    http: HttpStatus,
+}
+
+impl HttpStatus {
+    /// Classifies as the table says.
+    #[must_use]
+    pub const fn new() -> Self {
+        use Outcome::{Failure, Ignore, Success};
+        Self {
+            classes: [Success, Success, Success, Ignore, Failure],
+            exceptions: [None; MOST_EXCEPTIONS],
+        }
+    }
+
+    /// Sets what a whole class of statuses is: 1 for 1xx, 5 for 5xx.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such class.
+    #[must_use]
+    #[track_caller]
+    pub fn class(mut self, class: u8, outcome: Outcome) -> Self {
+        assert!((1..=5).contains(&class), "a class is 1 to 5, not {class}");
+        self.classes[usize::from(class - 1)] = outcome;
+        self
+    }
+
+    /// Sets what one status is, whatever its class.
+    ///
+    /// # Panics
+    ///
+    /// If it is for a ninth status; take a classifier of your own then.
+    #[must_use]
+    #[track_caller]
+    pub fn status(mut self, status: u16, outcome: Outcome) -> Self {
+        let same_or_free = self
+            .exceptions
+            .iter_mut()
+            .find(|exception| exception.is_none_or(|(code, _)| code == status));
+        let Some(exception) = same_or_free else {
+            panic!("at most {MOST_EXCEPTIONS} statuses can be set");
+        };
+        *exception = Some((status, outcome));
+        self
+    }
+
+    /// Classifies a status with its headers.
+    #[must_use]
+    pub fn outcome(&self, status: StatusCode, headers: &HeaderMap) -> Outcome {
+        let code = status.as_u16();
+        let mut exceptions = self.exceptions.iter().flatten();
+        if let Some((_, outcome)) = exceptions.find(|(exception, _)| *exception == code) {
+            return *outcome;
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS && headers.contains_key(RETRY_AFTER) {
+            return Outcome::Failure;
+        }
+        // From 600 on they mean nothing: as 5xx (RFC 9110, section 15).
+        self.classes[usize::from(code / 100).clamp(1, 5) - 1]
+    }
+}
+
+impl Default for HttpStatus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B, E> Classify<Response<B>, E> for HttpStatus {
+    #[inline]
+    fn classify(&self, answer: Result<&Response<B>, &E>) -> Outcome {
+        match answer {
+            Ok(response) => self.outcome(response.status(), response.headers()),
+            Err(_) => Outcome::Failure,
+        }
+    }
+}
+
+impl GrpcStatus {
+    /// Takes the four codes above for failures.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            failures: 1 << 4 | 1 << 8 | 1 << 13 | 1 << 14,
+            http: HttpStatus::new(),
+        }
+    }
+
+    /// Sets which codes are failures, in place of the four.
+    ///
+    /// # Panics
+    ///
+    /// If one is OK or above 16.
+    #[must_use]
+    #[track_caller]
+    pub fn failures(mut self, codes: impl IntoIterator<Item = u8>) -> Self {
+        self.failures = 0;
+        for code in codes {
+            assert!(
+                (1..=16).contains(&code),
+                "a code of a failure is 1 to 16, not {code}"
+            );
+            self.failures |= 1 << code;
+        }
+        self
+    }
+
+    /// Classifies what headers or trailers say; `None` if they say nothing.
+    fn outcome(&self, headers: &HeaderMap) -> Option<Outcome> {
+        let status = headers.get("grpc-status")?;
+        let code: Option<u32> = status.to_str().ok().and_then(|code| code.parse().ok());
+        Some(match code {
+            Some(0) => Outcome::Success,
+            Some(code @ 1..=16) if self.failures & 1 << code == 0 => Outcome::Ignore,
+            Some(1..=16) => Outcome::Failure,
+            // No code that there is: as without one.
+            _ => Outcome::Failure,
+        })
+    }
+}
+
+impl Default for GrpcStatus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B, E> Classify<Response<B>, E> for GrpcStatus {
+    #[inline]
+    fn classify(&self, answer: Result<&Response<B>, &E>) -> Outcome {
+        let Ok(response) = answer else {
+            return Outcome::Failure;
+        };
+        let headers = response.headers();
+        if let Some(outcome) = self.outcome(headers) {
+            return outcome;
+        }
+        match self.http.outcome(response.status(), headers) {
+            Outcome::Success => Outcome::Undecided,
+            other => other,
+        }
+    }
+}
+
+impl ClassifyEnd for GrpcStatus {
+    fn classify_end(&self, trailers: Option<&HeaderMap>) -> Outcome {
+        let outcome = trailers.and_then(|trailers| self.outcome(trailers));
+        outcome.unwrap_or(Outcome::Failure)
+    }
+}
+
+/// Few, for the classifier is copied for each request.
+const MOST_EXCEPTIONS: usize = 8;

@@ -1,0 +1,321 @@
+//! What a request is spread by, and sessions.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use ::http::{Request, Response};
+use tokio::sync::watch;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_lb::{
+    hash::HashKey,
+    http::{
+        SessionLayer,
+        key::{ClientIp, Cookie, Extension, Header, Path, Query},
+    },
+    *,
+};
+
+fn request(uri: &str, pairs: &[(&str, &[u8])]) -> Request<()> {
+    let mut request = Request::get(uri).body(()).unwrap();
+    for (name, value) in pairs {
+        let name: ::http::HeaderName = name.parse().unwrap();
+        let value = ::http::HeaderValue::from_bytes(value).unwrap();
+        request.headers_mut().append(name, value);
+    }
+    request
+}
+
+/// The hash of these bytes, as a key that everybody agrees on.
+fn of(bytes: &[u8]) -> Option<u64> {
+    hash::owned(|bytes: &Vec<u8>| Some(bytes.clone())).hash(&bytes.to_vec(), 0)
+}
+
+#[test]
+fn headers_are_keys() {
+    let key = Header::new("X-Tenant");
+    let hash = |pairs: &[(&str, &[u8])]| key.hash(&request("/", pairs), 0);
+    assert_eq!(hash(&[("x-tenant", b"a")]), of(b"a"));
+    assert_eq!(hash(&[]), None);
+    assert_eq!(hash(&[("x-other", b"a")]), None);
+    assert_eq!(hash(&[("x-tenant", b"a"), ("x-tenant", b"b")]), of(b"a"));
+    assert_eq!(hash(&[("x-tenant", b"")]), of(b""));
+    assert_eq!(hash(&[("x-tenant", b"\xff\xfe;=,")]), of(b"\xff\xfe;=,"));
+    let huge = vec![b'x'; 1 << 20];
+    assert_eq!(hash(&[("x-tenant", &huge)]), of(&huge));
+    assert!(std::panic::catch_unwind(|| Header::new("no name")).is_err());
+}
+
+#[test]
+fn cookies_are_keys() {
+    let key = Cookie::new("id");
+    let hash = |cookies: &[&[u8]]| {
+        let pairs: Vec<_> = cookies.iter().map(|&value| ("cookie", value)).collect();
+        key.hash(&request("/", &pairs), 0)
+    };
+    let seven = of(b"7");
+    for cookies in [
+        &[&b"id=7"[..]] as &[&[u8]],
+        &[b"a=1; id=7; b=2"],
+        &[b"a=1;id=7;b=2"],
+        &[b"id=7; id=8"],
+        &[b"a=1", b"id=7"],
+        &[b"  id=7  "],
+        &[b"idx=8; xid=9; id=7"],
+        &[b";;; ; id=7;"],
+        &[b"id; id=7"],
+    ] {
+        assert_eq!(hash(cookies), seven, "{cookies:?}");
+    }
+    for cookies in [
+        &[] as &[&[u8]],
+        &[b""],
+        &[b"ID=7"],
+        &[b"idx=7"],
+        &[b"id"],
+        &[b"=id"],
+        &[b"i"],
+    ] {
+        assert_eq!(hash(cookies), None, "{cookies:?}");
+    }
+    assert_eq!(hash(&[b"id="]), of(b""));
+    assert_eq!(hash(&[b"id=\xff\x80=7"]), of(b"\xff\x80=7"));
+    assert_eq!(hash(&[b"id=\"7\""]), of(b"\"7\""), "as it was sent");
+    let huge = [b"id=".as_slice(), &vec![b'=', 1 << 7]].concat();
+    assert_eq!(hash(&[&huge]), of(&huge[3..]));
+}
+
+#[test]
+fn paths_and_parameters_are_keys() {
+    let path = |uri: &str| HashKey::<Request<()>>::hash(&Path, &request(uri, &[]), 0);
+    assert_eq!(path("/a/b?c=d"), of(b"/a/b"));
+    assert_eq!(path("http://host/a/b"), of(b"/a/b"));
+    assert_eq!(path("http://host"), of(b"/"));
+    assert_ne!(path("/a%2Fb"), path("/a/b"));
+    let key = Query::new("user");
+    let query = |uri: &str| key.hash(&request(uri, &[]), 0);
+    for (uri, expected) in [
+        ("/?user=7", of(b"7")),
+        ("/?a=1&user=7&b=2", of(b"7")),
+        ("/?user=7&user=8", of(b"7")),
+        ("/?user=a%20b", of(b"a%20b")),
+        ("/?user=7=8", of(b"7=8")),
+        ("/?user", of(b"")),
+        ("/?user=", of(b"")),
+        ("/?&&&user=7", of(b"7")),
+        ("/", None),
+        ("/?", None),
+        ("/?users=7", None),
+        ("/?xuser=7", None),
+        ("/user=7", None),
+    ] {
+        assert_eq!(query(uri), expected, "{uri}");
+    }
+}
+
+#[test]
+fn extensions_are_keys() {
+    let ip = |address: Option<&str>| {
+        let mut request = request("/", &[]);
+        if let Some(address) = address {
+            let address: SocketAddr = address.parse().unwrap();
+            request.extensions_mut().insert(address);
+        }
+        HashKey::<Request<()>>::hash(&ClientIp, &request, 0)
+    };
+    assert_eq!(ip(Some("10.0.0.1:80")), of(&[10, 0, 0, 1]));
+    assert_eq!(ip(Some("10.0.0.1:81")), ip(Some("10.0.0.1:80")), "any port");
+    assert_eq!(ip(Some("[::ffff:10.0.0.1]:80")), ip(Some("10.0.0.1:80")));
+    assert_ne!(ip(Some("[::1]:80")), ip(Some("[::2]:80")));
+    assert_eq!(ip(None), None);
+    #[derive(Clone)]
+    struct Tenant(String);
+    let key = Extension::new(|tenant: &Tenant| tenant.0.clone());
+    let mut tagged = request("/", &[]);
+    assert_eq!(key.hash(&tagged, 0), None);
+    tagged.extensions_mut().insert(Tenant("t".to_owned()));
+    assert_eq!(key.hash(&tagged, 0), of(b"t"));
+    // And together, as a policy takes them.
+    let both = (
+        Header::new("x"),
+        Extension::new(|tenant: &Tenant| tenant.0.clone()),
+    );
+    assert!(both.hash(&tagged, 0).is_some());
+}
+
+// Sessions.
+
+type Targets = watch::Sender<Vec<&'static str>>;
+
+/// A client whose answers say who gave them.
+fn client(
+    sessions: &SessionLayer,
+    targets: &Targets,
+) -> impl Service<Request<()>, Response = Response<String>, Error = BoxError, Future: Send> + Clone + use<>
+{
+    ServiceBuilder::new()
+        .layer(BalanceLayer::new(sessions.policy(RoundRobin::default())))
+        .layer(sessions.clone())
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(WatchLayer::new(targets.subscribe()))
+        .service(|endpoint: &Endpoint<&'static str>| {
+            let name = endpoint.to_string();
+            service_fn(move |_: Request<()>| {
+                std::future::ready(Ok::<_, std::io::Error>(Response::new(name.clone())))
+            })
+        })
+}
+
+/// Sends a request with this cookie; returns who answered, and the cookie that was set.
+async fn send<S>(client: &S, cookie: Option<&str>) -> (String, Option<String>)
+where
+    S: Service<Request<()>, Response = Response<String>, Error = BoxError> + Clone,
+{
+    let pairs: Vec<_> = cookie.iter().map(|c| ("cookie", c.as_bytes())).collect();
+    let response = client.clone().oneshot(request("/", &pairs)).await.unwrap();
+    let set = response.headers().get("set-cookie");
+    let set = set.map(|value| value.to_str().unwrap().to_owned());
+    (response.into_body(), set)
+}
+
+/// The part of a cookie that a browser sends back.
+fn pair(set_cookie: &str) -> &str {
+    set_cookie.split(';').next().unwrap()
+}
+
+#[tokio::test]
+async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone() {
+    let sessions = SessionLayer::new("lb", [7; 16]);
+    let (targets, _rx) = watch::channel(vec!["a", "b", "c"]);
+    let first = client(&sessions, &targets);
+    let (home, set) = send(&first, None).await;
+    let cookie = set.expect("the first answer sets a cookie");
+    assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"));
+    for _ in 0..10 {
+        assert_eq!(
+            send(&first, Some(pair(&cookie))).await,
+            (home.clone(), None)
+        );
+    }
+    // Without it, requests go round.
+    let mut others = HashSet::new();
+    for _ in 0..6 {
+        others.insert(send(&first, None).await.0);
+    }
+    assert_eq!(others.len(), 3);
+    // Another process with the same key, for which the set has another order.
+    targets.send_replace(vec!["c", "b", "a"]);
+    let restarted = client(&SessionLayer::new("lb", [7; 16]), &targets);
+    drop(first);
+    for _ in 0..10 {
+        assert_eq!(
+            send(&restarted, Some(pair(&cookie))).await,
+            (home.clone(), None)
+        );
+    }
+    // Its endpoint goes: the session moves, once.
+    let left: Vec<_> = ["a", "b", "c"]
+        .into_iter()
+        .filter(|name| *name != home)
+        .collect();
+    targets.send_replace(left);
+    while send(&restarted, Some(pair(&cookie))).await.0 == home {
+        tokio::task::yield_now().await;
+    }
+    let (next, set) = send(&restarted, Some(pair(&cookie))).await;
+    assert_ne!(next, home);
+    let moved = set.expect("a new cookie");
+    for _ in 0..10 {
+        assert_eq!(
+            send(&restarted, Some(pair(&moved))).await,
+            (next.clone(), None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_forged_cookie_is_ignored() {
+    let sessions = SessionLayer::new("lb", [7; 16]);
+    let (targets, _rx) = watch::channel(vec!["a", "b", "c"]);
+    let client_of = |sessions: &SessionLayer| client(sessions, &targets);
+    let (ours, theirs) = (
+        client_of(&sessions),
+        client_of(&SessionLayer::new("lb", [8; 16])),
+    );
+    let (_, set) = send(&theirs, None).await;
+    let forged = [
+        pair(&set.unwrap()).to_owned(),
+        "lb=a".to_owned(),
+        "lb=".to_owned(),
+        format!("lb={}", "0".repeat(32)),
+        format!("lb={}", "f".repeat(100_000)),
+        "lb=../../etc/passwd".to_owned(),
+        "other=1".to_owned(),
+    ];
+    for cookie in forged {
+        let mut answered = HashSet::new();
+        for _ in 0..6 {
+            let (who, set) = send(&ours, Some(&cookie)).await;
+            assert!(set.is_some(), "a good one is set");
+            answered.insert(who);
+        }
+        assert_eq!(answered.len(), 3, "nobody is chosen by {:.40}", cookie);
+    }
+    // One digit changed.
+    let (home, set) = send(&ours, None).await;
+    let mut bytes = pair(&set.unwrap()).to_owned().into_bytes();
+    let last = bytes.last_mut().unwrap();
+    *last = if *last == b'0' { b'1' } else { b'0' };
+    let changed = String::from_utf8(bytes).unwrap();
+    let mut answered = HashSet::new();
+    for _ in 0..6 {
+        answered.insert(send(&ours, Some(&changed)).await.0);
+    }
+    assert!(answered.len() > 1, "not only {home}");
+}
+
+#[tokio::test]
+async fn a_session_leaves_an_endpoint_that_is_unavailable_and_attributes_are_set() {
+    let sessions = SessionLayer::new("lb", [7; 16])
+        .path("/app")
+        .max_age(std::time::Duration::from_secs(60))
+        .secure();
+    let endpoints = Arc::new(Mutex::new(Vec::new()));
+    let kept = endpoints.clone();
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(sessions.policy(P2c::default())))
+        .layer(sessions)
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(["a", "b"]))
+        .service(move |endpoint: &Endpoint<&'static str>| {
+            kept.lock().unwrap().push(endpoint.clone());
+            let name = endpoint.to_string();
+            service_fn(move |_: Request<()>| {
+                std::future::ready(Ok::<_, std::io::Error>(Response::new(name.clone())))
+            })
+        });
+    let (home, set) = send(&client, None).await;
+    let set = set.unwrap();
+    assert!(set.ends_with("; Path=/app; HttpOnly; SameSite=Lax; Max-Age=60; Secure"));
+    let endpoint = {
+        let endpoints = endpoints.lock().unwrap();
+        endpoints
+            .iter()
+            .find(|e| e.to_string() == home)
+            .unwrap()
+            .clone()
+    };
+    endpoint.mark_unhealthy();
+    while send(&client, Some(pair(&set))).await.0 == home {
+        tokio::task::yield_now().await;
+    }
+    endpoint.mark_healthy();
+    while send(&client, Some(pair(&set))).await.0 != home {
+        tokio::task::yield_now().await;
+    }
+    for name in ["", "a b", "a;b", "ü"] {
+        assert!(std::panic::catch_unwind(|| SessionLayer::new(name, [0; 16])).is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! Scripted bodies and backends.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Bytes;
+use tower_lb::{Candidates, Choice, Member, PickContext, Policy};
+
+/// Frames that a test sets, the last of which may be trailers or an error.
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    pub(crate) frames: std::collections::VecDeque<Step>,
+    /// Whether it says that it has ended once no frame is left.
+    pub(crate) tells_its_end: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Data,
+    Trailers(Vec<(&'static str, &'static str)>),
+    Break,
+}
+
+impl Script {
+    pub(crate) fn new(frames: impl IntoIterator<Item = Step>) -> Self {
+        Self {
+            frames: frames.into_iter().collect(),
+            tells_its_end: false,
+        }
+    }
+}
+
+impl Body for Script {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        Poll::Ready(self.frames.pop_front().map(|step| match step {
+            Step::Data => Ok(Frame::data(Bytes::from_static(b"data"))),
+            Step::Trailers(trailers) => Ok(Frame::trailers(headers(&trailers))),
+            Step::Break => Err(std::io::Error::other("it broke off")),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.tells_its_end && self.frames.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(4 * self.frames.len() as u64)
+    }
+}
+
+pub(crate) fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let pairs = pairs.iter();
+    pairs
+        .map(|(name, value)| {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            (HeaderName::from_static(name), value)
+        })
+        .collect()
+}
+
+pub(crate) fn response<B>(status: u16, pairs: &[(&'static str, &str)], body: B) -> Response<B> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status.try_into().unwrap();
+    *response.headers_mut() = headers(pairs);
+    response
+}
+
+/// Always the first that may be picked.
+#[derive(Clone, Debug)]
+pub(crate) struct InOrder;
+
+impl<A, S, Req> Policy<A, S, Req> for InOrder {
+    type Table = ();
+
+    fn table(&self, _: &[Member<A, S>], _: Option<&()>) {}
+
+    fn pick(
+        &self,
+        (): &(),
+        candidates: Candidates<'_, A, S>,
+        _: &mut PickContext<'_, Req>,
+    ) -> Choice {
+        let first = candidates.iter().next();
+        first.map_or(Choice::None, |(at, _)| Choice::Member(at))
+    }
+}
