@@ -1,4 +1,4 @@
-//! What the HTTP examples share: a server that can be killed, and a row of a table.
+//! What the HTTP examples share: a server that can be killed, a client that outlives it, and a row of a table.
 
 #![allow(dead_code)] // no example uses all of it
 
@@ -6,14 +6,19 @@ use std::{convert::Infallible, fmt, io, net::SocketAddr, time::Duration};
 
 use hdrhistogram::Histogram;
 use http_body_util::Full;
-use hyper::{Response, body::Bytes, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{Response, body::Bytes, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use tokio::{
     net::TcpListener,
     task::{JoinHandle, JoinSet},
 };
+use tower::{BoxError, Service, ServiceExt};
+use tower_lb::Member;
 
-/// An HTTP server on loopback that answers every request with its name after a while.
+/// An HTTP server on loopback, 1.1 and 2, that answers every request with its name after a while.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     task: JoinHandle<()>,
@@ -33,8 +38,11 @@ impl Server {
             // Dropped with the task, and all connections with it.
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections
-                    .spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+                let stream = TokioIo::new(stream);
+                connections.spawn(async move {
+                    let connections = auto::Builder::new(TokioExecutor::new());
+                    let _ = connections.serve_connection(stream, answer).await;
+                });
             }
         });
         Ok(Self { address, task })
@@ -44,6 +52,77 @@ impl Server {
     pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+}
+
+/// Starts three servers.
+pub(crate) async fn three_servers() -> io::Result<[Server; 3]> {
+    let start = |name| Server::start(name, Duration::from_millis(1));
+    Ok([start("A").await?, start("B").await?, start("C").await?])
+}
+
+/// Sends 1 000 requests one after the other, of which the 300th finds a server dead, and prints what became of them.
+///
+/// `takes_requests` says whether the balancer sends requests to an address still.
+pub(crate) async fn outlive<S, Req>(
+    what: &str,
+    client: S,
+    request: impl Fn() -> Req,
+    victim: Server,
+    takes_requests: impl Fn(&SocketAddr) -> bool,
+) -> Result<(), BoxError>
+where
+    S: Service<Req, Error = BoxError> + Clone,
+{
+    let address = victim.address;
+    let mut victim = Some(victim);
+    let (mut before, mut after, mut last) = (Vec::new(), Vec::new(), None);
+    for number in 1..=1000 {
+        if number == 300 {
+            if let Some(victim) = victim.take() {
+                victim.kill().await;
+            }
+        }
+        let has_left = !takes_requests(&address);
+        if let Err(error) = client.clone().oneshot(request()).await {
+            let failed = if has_left { &mut after } else { &mut before };
+            failed.push(number);
+            last = Some(error);
+        }
+    }
+    println!("{what}: {address} dies at request 300");
+    println!(
+        "    requests {before:?} failed before it was left, {} after",
+        after.len()
+    );
+    if let Some(error) = last {
+        println!("    the last one: {}", Causes(&*error));
+    }
+    if after.is_empty() {
+        Ok(())
+    } else {
+        Err("a server that was left got requests".into())
+    }
+}
+
+/// Returns whether the balancer sends requests to this address.
+pub(crate) fn takes_requests<S>(members: &[Member<SocketAddr, S>], address: &SocketAddr) -> bool {
+    let mut taking = members.iter().filter(|member| member.is_candidate());
+    taking.any(|member| member.endpoint().address() == address)
+}
+
+/// An error and what it came from.
+pub(crate) struct Causes<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.0, f)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 

@@ -83,7 +83,7 @@ fn cookies_are_keys() {
     assert_eq!(hash(&[b"id="]), of(b""));
     assert_eq!(hash(&[b"id=\xff\x80=7"]), of(b"\xff\x80=7"));
     assert_eq!(hash(&[b"id=\"7\""]), of(b"\"7\""), "as it was sent");
-    let huge = [b"id=".as_slice(), &vec![b'=', 1 << 7]].concat();
+    let huge = [b"id=".as_slice(), &vec![b'='; 1 << 20]].concat();
     assert_eq!(hash(&[&huge]), of(&huge[3..]));
 }
 
