@@ -51,6 +51,12 @@ pub struct NotChosen;
 #[derive(Clone, Copy, Debug)]
 pub struct MissingKey;
 
+/// Says that no endpoint is available but those that the request was sent to before.
+///
+/// Answered where a call is to go [elsewhere or nowhere](crate::balance::Tried::strict).
+#[derive(Clone, Copy, Debug)]
+pub struct AllTried;
+
 impl NoEndpoints {
     /// Says that no endpoint takes requests: a discovery source yields this for a known-empty set.
     #[must_use]
@@ -146,6 +152,12 @@ impl fmt::Display for NotChosen {
     }
 }
 
+impl fmt::Display for AllTried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("every available endpoint was sent the request before")
+    }
+}
+
 impl fmt::Display for MissingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the request has no key to choose an endpoint by")
@@ -168,3 +180,4 @@ impl Error for NotReady {
 impl Error for Unavailable {}
 impl Error for NotChosen {}
 impl Error for MissingKey {}
+impl Error for AllTried {}

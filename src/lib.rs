@@ -80,7 +80,7 @@ pub use self::{
     balance::{Balance, BalanceLayer, Driver},
     discover::{WatchLayer, each, fixed, from_discover},
     endpoint::{Address, Ejection, Endpoint, IntoTarget, Status, Target},
-    error::{MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
+    error::{AllTried, MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
     hash::{Maglev, Rendezvous, RingHash},
     health::{HealthCheckLayer, Heartbeats, OutlierLayer, SlowStart},
     load::{

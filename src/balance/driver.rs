@@ -65,6 +65,8 @@ where
 /// Who is a member: in the order of joining, and by address.
 struct Roll<A, S> {
     members: BTreeMap<u64, (Endpoint<A>, S)>,
+    /// Who has left since the last publication.
+    departed: Vec<(u64, Endpoint<A>)>,
     ids: HashMap<Endpoint<A>, u64>,
     next_id: u64,
 }
@@ -79,6 +81,7 @@ where
             shared: Arc::downgrade(shared),
             members: Roll {
                 members: BTreeMap::new(),
+                departed: Vec::new(),
                 ids: HashMap::new(),
                 next_id: 0,
             },
@@ -188,6 +191,8 @@ where
         debug!(members = members.len(), available, "publishing a snapshot");
         let version = previous.version + 1;
         drop(previous);
+        // Before they are gone from the snapshot.
+        shared.remember(self.members.departed.drain(..));
         let previous = shared.publish(Snapshot {
             version,
             members: members.into(),
@@ -321,7 +326,7 @@ impl<A: Address, S> Roll<A, S> {
                 self.next_id += 1;
                 match self.ids.remove(&endpoint) {
                     Some(id) => {
-                        self.members.remove(&id);
+                        self.depart(id);
                         debug!(%endpoint, "endpoint's service replaced");
                     }
                     None => info!(%endpoint, "endpoint joined"),
@@ -331,7 +336,7 @@ impl<A: Address, S> Roll<A, S> {
             }
             Change::Remove(endpoint) => {
                 if let Some(id) = self.ids.remove(&endpoint) {
-                    self.members.remove(&id);
+                    self.depart(id);
                     info!(%endpoint, "endpoint left");
                 }
             }
@@ -340,6 +345,12 @@ impl<A: Address, S> Roll<A, S> {
 }
 
 impl<A, S> Roll<A, S> {
+    fn depart(&mut self, id: u64) {
+        if let Some((endpoint, _)) = self.members.remove(&id) {
+            self.departed.push((id, endpoint));
+        }
+    }
+
     fn len(&self) -> usize {
         self.members.len()
     }

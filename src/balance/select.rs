@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
-    error::{MissingKey, NotChosen, NotReady},
+    error::{AllTried, MissingKey, NotChosen, NotReady},
     policy::{Candidates, Choice, Passed, PickContext, Policy, Rng},
 };
 
@@ -58,6 +58,8 @@ struct Wait<S, Req, A> {
     pending: FuturesUnordered<Readiness<S, Req>>,
     failed: Option<(String, BoxError)>,
     failed_count: usize,
+    /// Where they are.
+    failed_at: Vec<usize>,
     /// Whether members are passed over for no other reason than that the request was sent to them before.
     excluding: bool,
     /// Created before the snapshot is read, so that no publication is missed.
@@ -102,7 +104,7 @@ impl<S, Req, A> Selection<S, Req, A> {
     {
         match &mut self.wait {
             // Who failed wakes nobody when it is well again: it is tried at every poll.
-            Some(wait) if wait.failed_count > 0 => wait.version = NO_VERSION,
+            Some(wait) if wait.failed_count > 0 => wait.forgive(),
             Some(_) => {}
             None => {
                 let mut reserved = None;
@@ -145,7 +147,8 @@ impl<S, Req, A> Selection<S, Req, A> {
         wait.passed_count += usize::from(wait.passed.insert(position));
         match readiness {
             Poll::Ready(Err(error)) => {
-                wait.fail(snapshot.members[position].endpoint(), error.into());
+                let endpoint = snapshot.members[position].endpoint();
+                wait.fail(position, endpoint, error.into());
             }
             _ => wait
                 .pending
@@ -210,15 +213,27 @@ impl<S, Req, A> Wait<S, Req, A> {
             pending: FuturesUnordered::new(),
             failed: None,
             failed_count: 0,
+            failed_at: Vec::new(),
             excluding: false,
             published: Box::pin(shared.published.clone().notified_owned()),
         }
     }
 
-    fn fail(&mut self, endpoint: &Endpoint<impl Address>, error: BoxError) {
+    fn fail(&mut self, position: usize, endpoint: &Endpoint<impl Address>, error: BoxError) {
         debug!(%endpoint, %error, "endpoint failed to become ready");
         self.failed_count += 1;
+        self.failed_at.push(position);
         self.failed = Some((endpoint.to_string(), error));
+    }
+
+    /// Lets those be asked again who failed. The others keep their places in queues.
+    fn forgive(&mut self) {
+        for position in self.failed_at.drain(..) {
+            self.passed.remove(position);
+            self.passed_count -= 1;
+        }
+        self.failed = None;
+        self.failed_count = 0;
     }
 
     /// Goes over to `snapshot`: lets go of who left, and tries again who failed.
@@ -234,6 +249,7 @@ impl<S, Req, A> Wait<S, Req, A> {
         self.passed_count = 0;
         self.failed = None;
         self.failed_count = 0;
+        self.failed_at.clear();
         self.excluding = false;
         let tried = self.tried.as_ref().map(Tried::endpoints);
         for endpoint in tried.iter().flatten() {
@@ -282,7 +298,7 @@ impl<S, Req, A> Wait<S, Req, A> {
                             version: snapshot.version,
                         }));
                     }
-                    Err(error) => self.fail(endpoint, error.into()),
+                    Err(error) => self.fail(position, endpoint, error.into()),
                 }
             }
             match self.next(snapshot, policy, rng, request) {
@@ -301,10 +317,18 @@ impl<S, Req, A> Wait<S, Req, A> {
                 }
                 Choice::None if !self.pending.is_empty() => return None,
                 Choice::None if self.excluding => {
+                    if self.tried.as_ref().is_some_and(Tried::is_strict) {
+                        return Some(Selected::Failed {
+                            error: AllTried.into(),
+                            version: snapshot.version,
+                        });
+                    }
                     // Nobody else can take it: one that had it before may have it again.
                     self.excluding = false;
                     self.passed = Passed::default();
                     self.passed_count = 0;
+                    self.failed_at.clear();
+                    self.failed_count = 0;
                 }
                 Choice::None => {
                     let error = match self.failed.take() {

@@ -227,7 +227,7 @@ where
     /// key's order. When all available endpoints have been tried, one of them gets the request again.
     ///
     /// What was reserved by `poll_ready` is used if it suits, and otherwise the response future waits for a member
-    /// that is ready; so this may be called without `poll_ready`. Cost: **O(n)** for each endpoint in `tried`.
+    /// that is ready, not one in `tried` while another is available; so this may be called without `poll_ready`. Cost: **O(n)** for each endpoint in `tried`.
     ///
     /// ```
     /// # use tower::{Service, service_fn};
@@ -322,13 +322,10 @@ where
         self.reserved.as_ref().map(|reserved| reserved.id)
     }
 
-    fn tried(&self, future: &Self::Future, reserved: &Option<u64>) -> Tried<A> {
-        let tried = Tried::new();
+    fn called(&self, future: &Self::Future, reserved: &Option<u64>) -> Vec<Endpoint<A>> {
         let member = future.member(*reserved);
-        if let Some(endpoint) = member.and_then(|id| self.shared.endpoint(id)) {
-            tried.insert(endpoint);
-        }
-        tried
+        let endpoint = member.and_then(|id| self.shared.endpoint(id));
+        endpoint.into_iter().collect()
     }
 
     fn call_excluding(&mut self, request: Req, tried: &Tried<A>) -> Self::Future {

@@ -1,7 +1,8 @@
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Release},
@@ -28,6 +29,8 @@ pub(super) struct Shared<A, S, P, T> {
     pub(super) published: Arc<Notify>,
     /// Wakes the driver.
     pub(super) driver: Arc<Notify>,
+    /// Those who left last, for the names of those at whom requests have failed.
+    departed: Mutex<VecDeque<(u64, Endpoint<A>)>>,
 }
 
 /// What every request reads and only a publication writes.
@@ -101,6 +104,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             config,
             published: Arc::default(),
             driver: Arc::default(),
+            departed: Mutex::default(),
         }
     }
 
@@ -121,11 +125,23 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         previous
     }
 
-    /// Returns the endpoint of the member with this id, if it is still one. **O(log n)**.
+    /// Returns the endpoint of the member with this id, also where it has left of late. **O(log n)** for a member.
     pub(super) fn endpoint(&self, id: u64) -> Option<Endpoint<A>> {
         let snapshot = self.snapshot();
-        let position = snapshot.members.binary_search_by_key(&id, |m| m.id).ok()?;
-        Some(snapshot.members[position].endpoint().clone())
+        if let Ok(position) = snapshot.members.binary_search_by_key(&id, |m| m.id) {
+            return Some(snapshot.members[position].endpoint().clone());
+        }
+        let departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = departed.iter().find(|(departed, _)| *departed == id);
+        found.map(|(_, endpoint)| endpoint.clone())
+    }
+
+    /// Remembers the names of those who leave.
+    pub(super) fn remember(&self, departed: impl IntoIterator<Item = (u64, Endpoint<A>)>) {
+        let mut remembered = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.extend(departed);
+        let surplus = remembered.len().saturating_sub(REMEMBERED);
+        remembered.drain(..surplus);
     }
 
     /// Returns whether `version` is still the newest snapshot's.
@@ -162,3 +178,6 @@ impl<A, S, P: fmt::Debug, T> fmt::Debug for Shared<A, S, P, T> {
             .finish_non_exhaustive()
     }
 }
+
+/// As many as may leave at once while requests are under way at them; more have no name in an error.
+const REMEMBERED: usize = 256;

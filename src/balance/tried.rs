@@ -12,7 +12,17 @@ use crate::endpoint::{Address, Endpoint};
 ///
 /// It travels with the tries of a request: [`Balance::call_excluding`](crate::Balance::call_excluding) leaves out who is
 /// in it, and adds whom it chose. Clones share one list.
-pub struct Tried<A = SocketAddr>(Arc<Mutex<Vec<Endpoint<A>>>>);
+pub struct Tried<A = SocketAddr> {
+    list: Arc<Mutex<Vec<Endpoint<A>>>>,
+    when_all: WhenAll,
+}
+
+/// What becomes of a request when no other endpoint is available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenAll {
+    Repeat,
+    Fail,
+}
 
 /// A service that sends each request to one of many endpoints, and can be told which ones to leave out.
 ///
@@ -26,20 +36,19 @@ pub trait CallExcluding<Req>: Service<Req> {
     /// What is kept of a call to tell its endpoint by; free to make.
     type Trace: Default;
 
-    /// Returns the trace of the next call: to be asked for when the service is ready, right before
+    /// Returns the trace of the next call, an excluding one too: to be asked for when the service is ready, right before
     /// [`call`](Service::call).
     fn trace(&self) -> Self::Trace;
 
-    /// Returns the endpoint that a call has gone to.
+    /// Returns the endpoints that a call has gone to: none yet, as a rule one, or several of a service that tries again.
     ///
-    /// `future` is what that call returned, and may be done. Empty where no endpoint was called yet, or the one that was
-    /// has left the set since.
-    fn tried(&self, future: &Self::Future, trace: &Self::Trace) -> Tried<Self::Address>;
+    /// `future` is what that call returned, and may be done.
+    fn called(&self, future: &Self::Future, trace: &Self::Trace) -> Vec<Endpoint<Self::Address>>;
 
     /// Sends the request to an endpoint that is not in `tried` while another is available, and adds the one
     /// chosen to `tried` when it is called.
     ///
-    /// As with [`call`](Service::call), the service must be ready.
+    /// One that is available and not ready is waited for, as by any request. As with [`call`](Service::call), the service must be ready.
     fn call_excluding(&mut self, request: Req, tried: &Tried<Self::Address>) -> Self::Future;
 }
 
@@ -47,7 +56,23 @@ impl<A> Tried<A> {
     /// Starts with none.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::default())
+        Self {
+            list: Arc::default(),
+            when_all: WhenAll::Repeat,
+        }
+    }
+
+    /// Returns a clone with which a call fails by [`AllTried`](crate::error::AllTried) rather than go to one of these again.
+    #[must_use]
+    pub fn strict(&self) -> Self {
+        Self {
+            list: self.list.clone(),
+            when_all: WhenAll::Fail,
+        }
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.when_all == WhenAll::Fail
     }
 
     /// Adds an endpoint.
@@ -75,13 +100,16 @@ impl<A> Tried<A> {
 
     /// Looks at the list, whose lock is held for no longer than this.
     pub(crate) fn list(&self) -> MutexGuard<'_, Vec<Endpoint<A>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<A> Clone for Tried<A> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self {
+            list: self.list.clone(),
+            ..*self
+        }
     }
 }
 

@@ -1,4 +1,7 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER};
 use tower::BoxError;
@@ -105,12 +108,20 @@ impl<B, R> RetryPolicy<Request<B>, Response<R>> for HttpRetry {
                 .to_str()
                 .ok()
                 .and_then(|pause| pause.parse().ok())
-                .map_or(Retry::No, |ms| Retry::After(Duration::from_millis(ms))),
+                .map_or(Retry::Never, |ms| Retry::After(Duration::from_millis(ms))),
             None => {
                 let pause = retry_after(headers, SystemTime::now());
                 pause.map_or(Retry::Yes, Retry::After)
             }
         }
+    }
+
+    fn reason(&self, response: &Response<R>) -> Cow<'static, str> {
+        match response.headers().get("grpc-status") {
+            Some(code) => format!("gRPC status {}", String::from_utf8_lossy(code.as_bytes())),
+            None => format!("status {}", response.status()),
+        }
+        .into()
     }
 }
 

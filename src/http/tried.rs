@@ -12,7 +12,7 @@ use tower::{Layer, Service};
 
 use crate::{
     balance::{CallExcluding, Tried},
-    endpoint::Address,
+    endpoint::{Address, Endpoint},
 };
 
 /// Puts the endpoints that a request was sent to into its extensions, for layers that stand between.
@@ -69,6 +69,7 @@ pin_project! {
         #[pin]
         future: F,
         tried: Tried<A>,
+        known: usize,
     }
 }
 
@@ -133,15 +134,18 @@ where
 
     fn trace(&self) {}
 
-    fn tried(&self, future: &Self::Future, (): &()) -> Tried<A> {
-        future.tried.clone()
+    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<A>> {
+        let tried = future.tried.list();
+        tried.get(future.known..).unwrap_or_default().to_vec()
     }
 
     fn call_excluding(&mut self, mut request: Request<B>, tried: &Tried<A>) -> Self::Future {
+        let known = tried.len();
         request.extensions_mut().insert(tried.clone());
         TagFuture {
             future: self.service.call(request),
             tried: tried.clone(),
+            known,
         }
     }
 }

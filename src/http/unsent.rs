@@ -45,48 +45,28 @@ use tower::BoxError;
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 pub struct UnsentBody<B> {
-    slot: Arc<Mutex<Slot<B>>>,
+    /// `None` once a try has started to read.
+    slot: Arc<Mutex<Option<B>>>,
     /// Set once this handle has started to read.
     body: Option<Pin<Box<B>>>,
-    role: Role,
 }
 
-/// Says that a try's body has gone to a later try of the same request.
+/// Says that the body of a request has gone with another of its tries.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyMoved;
-
-struct Slot<B> {
-    /// `None` once a try has started to read.
-    body: Option<B>,
-    /// The number of the try that may.
-    turn: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// Goes out with the try of this number.
-    Try(u64),
-    /// Is kept to make further ones from.
-    Kept,
-}
 
 impl<B> UnsentBody<B> {
     /// Wraps a body of which nothing was read yet.
     pub fn new(body: B) -> Self {
-        let slot = Slot {
-            body: Some(body),
-            turn: 0,
-        };
         Self {
-            slot: Arc::new(Mutex::new(slot)),
+            slot: Arc::new(Mutex::new(Some(body))),
             body: None,
-            role: Role::Try(0),
         }
     }
 
     /// Copies a request whose body nobody has read: for [`FailoverLayer::copy_with`](crate::FailoverLayer::copy_with).
     ///
-    /// The copy of a copy takes the body away from those made before.
+    /// All copies share the one body, which the first to read has: the others' bodies then fail by [`BodyMoved`].
     #[must_use]
     pub fn copy_request(request: &Request<Self>) -> Option<Request<Self>> {
         let body = request.body().copy()?;
@@ -100,23 +80,14 @@ impl<B> UnsentBody<B> {
     }
 
     fn copy(&self) -> Option<Self> {
-        let mut slot = self.slot();
-        slot.body.as_ref()?;
-        let role = match self.role {
-            Role::Try(_) => Role::Kept,
-            Role::Kept => {
-                slot.turn += 1;
-                Role::Try(slot.turn)
-            }
-        };
+        self.slot().as_ref()?;
         Some(Self {
             slot: self.slot.clone(),
             body: None,
-            role,
         })
     }
 
-    fn slot(&self) -> MutexGuard<'_, Slot<B>> {
+    fn slot(&self) -> MutexGuard<'_, Option<B>> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +95,7 @@ impl<B> UnsentBody<B> {
     fn look<T>(&self, look: impl FnOnce(&B) -> T) -> Option<T> {
         match &self.body {
             Some(body) => Some(look(body)),
-            None => self.slot().body.as_ref().map(look),
+            None => self.slot().as_ref().map(look),
         }
     }
 }
@@ -142,12 +113,7 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.get_mut();
         if this.body.is_none() {
-            let mut slot = this.slot();
-            let body = match this.role == Role::Try(slot.turn) {
-                true => slot.body.take(),
-                false => None,
-            };
-            drop(slot);
+            let body = this.slot().take();
             this.body = body.map(Box::pin);
         }
         match &mut this.body {
@@ -168,14 +134,14 @@ where
 impl<B> fmt::Debug for UnsentBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UnsentBody")
-            .field("unsent", &self.slot().body.is_some())
+            .field("unsent", &self.slot().is_some())
             .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for BodyMoved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the body has gone to a later try of its request")
+        f.write_str("the body has gone with another try of its request")
     }
 }
 

@@ -158,6 +158,13 @@ impl Passed {
         new
     }
 
+    /// Takes a position out again.
+    pub(crate) fn remove(&mut self, position: usize) {
+        if let Some(word) = self.0.get_mut(position / 64) {
+            *word &= !(1 << (position % 64));
+        }
+    }
+
     fn contains(&self, position: usize) -> bool {
         self.0
             .get(position / 64)

@@ -15,7 +15,9 @@ use tower::{BoxError, Layer, Service};
 
 use super::window::Window;
 use crate::{
+    balance::{CallExcluding, Tried},
     chance::entropy,
+    endpoint::Endpoint,
     load::{Classify, ErrorsAreFailures, Outcome},
     metric::now,
     policy::Rng,
@@ -223,6 +225,12 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
+        self.send(|service| service.call(request))
+    }
+}
+
+impl<S, C: Clone> AdaptiveThrottle<S, C> {
+    fn send<F>(&mut self, call: impl FnOnce(&mut S) -> F) -> ThrottleFuture<F, C> {
         let probability = self.shared.probability();
         self.shared.requests.add(1);
         // 53 bits: what an f64 holds.
@@ -236,12 +244,36 @@ where
                 answered: false,
             };
             State::Sent {
-                future: self.service.call(request),
+                future: call(&mut self.service),
                 classify: self.classify.clone(),
                 request: sent,
             }
         };
         ThrottleFuture { state }
+    }
+}
+
+impl<S, C, Req> CallExcluding<Req> for AdaptiveThrottle<S, C>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>>,
+    C: Classify<S::Response, S::Error> + Clone,
+{
+    type Address = S::Address;
+    type Trace = S::Trace;
+
+    fn trace(&self) -> S::Trace {
+        self.service.trace()
+    }
+
+    fn called(&self, future: &Self::Future, trace: &S::Trace) -> Vec<Endpoint<S::Address>> {
+        match &future.state {
+            State::Sent { future, .. } => self.service.called(future, trace),
+            State::Rejected { .. } => Vec::new(),
+        }
+    }
+
+    fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
+        self.send(|service| service.call_excluding(request, tried))
     }
 }
 

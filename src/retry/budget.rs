@@ -70,11 +70,14 @@ impl Budget {
     /// Starts with the defaults.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(Settings {
-            ttl: Duration::from_secs(10),
-            minimum: 10,
-            ratio: 0.2,
-        })
+        Self::with(
+            Settings {
+                ttl: Duration::from_secs(10),
+                minimum: 10,
+                ratio: 0.2,
+            },
+            Deposits::Counted,
+        )
     }
 
     /// Returns a new budget for which a deposit or withdrawal counts so long. Default 10 s.
@@ -91,19 +94,25 @@ impl Budget {
             (SHORTEST_TTL..=LONGEST_TTL).contains(&ttl),
             "the ttl must be between a millisecond and a minute"
         );
-        Self::with(Settings {
-            ttl,
-            ..self.shared.settings
-        })
+        Self::with(
+            Settings {
+                ttl,
+                ..self.shared.settings
+            },
+            self.deposits,
+        )
     }
 
     /// Returns a new budget that allows so many retries a second whatever was deposited. Default 10.
     #[must_use]
     pub fn minimum(self, per_second: u32) -> Self {
-        Self::with(Settings {
-            minimum: per_second,
-            ..self.shared.settings
-        })
+        Self::with(
+            Settings {
+                minimum: per_second,
+                ..self.shared.settings
+            },
+            self.deposits,
+        )
     }
 
     /// Returns a new budget that allows so many retries for each request. Default .2.
@@ -120,13 +129,16 @@ impl Budget {
             (0.0..=100.0).contains(&ratio),
             "the ratio must be between 0 and 100"
         );
-        Self::with(Settings {
-            ratio,
-            ..self.shared.settings
-        })
+        Self::with(
+            Settings {
+                ratio,
+                ..self.shared.settings
+            },
+            self.deposits,
+        )
     }
 
-    fn with(settings: Settings) -> Self {
+    fn with(settings: Settings, deposits: Deposits) -> Self {
         let Settings {
             ttl,
             minimum,
@@ -141,7 +153,7 @@ impl Budget {
                 settings,
                 tokens: Tokens::new(reserve, deposit, ttl_nanos, metric::now()),
             }),
-            deposits: Deposits::Counted,
+            deposits,
         }
     }
 
@@ -177,6 +189,11 @@ impl Budget {
     #[must_use = "a retry that was paid for should be made"]
     pub fn withdraw(&self) -> bool {
         self.shared.tokens.withdraw(purse(), metric::now)
+    }
+
+    /// Gives back what was withdrawn for a retry that was not made.
+    pub(super) fn give_back(&self) {
+        self.shared.tokens.give_back();
     }
 
     /// Returns how many retries are allowed at this moment, to all threads together.

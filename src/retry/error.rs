@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, time::Duration};
+use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use tower::BoxError;
 
@@ -50,8 +50,10 @@ pub struct TryTimedOut {
 }
 
 /// Stands for an answer, not an error, after which a request was tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnwantedAnswer;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnwantedAnswer {
+    reason: Cow<'static, str>,
+}
 
 impl AttemptsFailed {
     pub(super) const fn new(attempts: Vec<Attempt>, stopped: Stopped) -> Self {
@@ -86,7 +88,7 @@ impl Attempt {
         }
     }
 
-    /// Returns the endpoint's name; `None` if the try reached none, or one that has left the set since.
+    /// Returns the endpoint's name; `None` if the try reached none, or one that left long ago with many others.
     #[must_use]
     pub fn endpoint(&self) -> Option<&str> {
         self.endpoint.as_deref()
@@ -102,6 +104,18 @@ impl Attempt {
     #[must_use]
     pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
         self.error.as_ref()
+    }
+}
+
+impl UnwantedAnswer {
+    pub(super) const fn new(reason: Cow<'static, str>) -> Self {
+        Self { reason }
+    }
+
+    /// Returns what the [policy](super::RetryPolicy::reason) says of the answer.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 }
 
@@ -142,9 +156,7 @@ impl fmt::Display for AttemptsFailed {
 
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let endpoint = self
-            .endpoint()
-            .unwrap_or("an endpoint that has left, or none");
+        let endpoint = self.endpoint().unwrap_or("no endpoint");
         write!(f, "{endpoint}: {}", self.error)
     }
 }
@@ -157,7 +169,7 @@ impl fmt::Display for TryTimedOut {
 
 impl fmt::Display for UnwantedAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("answered, but not as wanted")
+        f.write_str(&self.reason)
     }
 }
 

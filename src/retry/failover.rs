@@ -11,12 +11,13 @@ use std::{
 use tower::{BoxError, Layer, Service};
 
 use super::{
-    Budget, CopyRequest, RetryPolicy, TokenThrottle, backoff::Backoff, copy::ByClone,
-    failover_future::FailoverFuture,
+    Budget, CopyRequest, RetryPolicy, TokenThrottle, allowance::Allowance, backoff::Backoff,
+    copy::ByClone, failover_future::FailoverFuture,
 };
 use crate::{
     balance::{CallExcluding, Tried},
     chance::entropy,
+    endpoint::Endpoint,
     policy::Rng,
 };
 
@@ -27,7 +28,7 @@ use crate::{
 /// endpoints were tried, one of them gets the request again.
 ///
 /// Which answers are tried again is the [`RetryPolicy`]'s to say; how often all requests together, the
-/// [`Budget`]'s. Defaults: 3 attempts, a pause with full jitter between 25 and 250 ms, the default budget,
+/// [`Budget`]'s. Defaults: 3 attempts, a random pause of up to 25 and 75 ms before them (full jitter), the default budget,
 /// no timeout of a try, a server's wish for a pause (pushback) heard up to 5 s.
 ///
 /// Cost of a request that needs no second try: a copy of it, one `Arc` and its part of a deposit; no allocation. A handle
@@ -97,13 +98,6 @@ pub(super) struct Settings {
     pub(super) try_timeout: Option<Duration>,
     pub(super) longest_pushback: Duration,
     backoff: Backoff,
-}
-
-/// What limits the retries of all requests together.
-#[derive(Clone, Debug)]
-pub(super) enum Allowance {
-    Budget(Budget),
-    Throttle(TokenThrottle),
 }
 
 impl<P> FailoverLayer<P> {
@@ -275,47 +269,6 @@ impl<S, P, K> Shared<S, P, K> {
     }
 }
 
-impl Allowance {
-    fn batch(&self) -> u32 {
-        match self {
-            Self::Budget(budget) => budget.batch(),
-            Self::Throttle(_) => u32::MAX,
-        }
-    }
-
-    #[inline]
-    fn first_tries(&self, tries: u32) {
-        match self {
-            Self::Budget(budget) => budget.deposit_many(tries),
-            Self::Throttle(_) => {}
-        }
-    }
-
-    #[inline]
-    pub(super) fn succeeded(&self) {
-        match self {
-            Self::Budget(_) => {}
-            Self::Throttle(throttle) => throttle.succeeded(),
-        }
-    }
-
-    /// Counts a failure that is not tried again for another reason.
-    pub(super) fn failed(&self) {
-        match self {
-            Self::Budget(_) => {}
-            Self::Throttle(throttle) => drop(throttle.failed()),
-        }
-    }
-
-    /// Counts a failure, and returns whether a retry is paid for.
-    pub(super) fn withdraw(&self) -> bool {
-        match self {
-            Self::Budget(budget) => budget.withdraw(),
-            Self::Throttle(throttle) => throttle.failed(),
-        }
-    }
-}
-
 impl<S, P, K, Req> Service<Req> for Failover<S, P, K>
 where
     S: CallExcluding<Req, Error: Into<BoxError>> + Clone,
@@ -352,16 +305,18 @@ where
 
     fn trace(&self) {}
 
-    fn tried(&self, future: &Self::Future, (): &()) -> Tried<S::Address> {
-        future.tried()
+    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<S::Address>> {
+        future.called()
     }
 
     fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
-        self.first_try();
+        if tried.is_empty() {
+            self.first_try();
+        }
         let copy = self.shared.copy.copy(&request);
-        let known = tried.len();
+        let trace = self.service.trace();
         let future = self.service.call_excluding(request, tried);
-        FailoverFuture::excluding(future, tried.clone(), known, copy, self.shared.clone())
+        FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.clone())
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     balance::{CallExcluding, Tried},
-    endpoint::Address,
+    endpoint::{Address, Endpoint},
 };
 
 pin_project! {
@@ -55,10 +55,10 @@ pin_project! {
 
 /// What is known of the tries so far.
 struct Progress<A> {
-    /// `None` until the first try has failed.
+    /// Whom further tries leave out: `None` until the first has failed, unless the caller has named some.
     tried: Option<Tried<A>>,
-    /// How many endpoints were tried before this try.
-    known: usize,
+    /// Where the tries before this one went.
+    called: Vec<Endpoint<A>>,
     failed: Vec<Attempt>,
     /// Ends the try, or the pause.
     timer: Option<Pin<Box<Sleep>>>,
@@ -86,32 +86,26 @@ where
 
     pub(super) fn excluding(
         future: S::Future,
+        trace: S::Trace,
         tried: Tried<S::Address>,
-        known: usize,
         copy: Option<Req>,
         shared: Arc<Shared<S, P, K>>,
     ) -> Self {
-        let timeout = shared.settings.try_timeout;
-        let mut progress = timeout.map_or_else(Progress::new, Progress::timed);
-        progress.tried = Some(tried);
-        progress.known = known;
-        Self {
-            state: State::Trying { future },
-            copy,
-            trace: S::Trace::default(),
-            progress: Some(progress),
-            shared,
-        }
+        let mut this = Self::first(future, trace, copy, shared);
+        this.progress.get_or_insert_with(Progress::new).tried = Some(tried);
+        this
     }
 
     /// Returns the endpoints that the request has been sent to.
-    pub(super) fn tried(&self) -> Tried<S::Address> {
-        let known = self.progress.as_ref().and_then(|p| p.tried.clone());
-        match (known, &self.state) {
-            (Some(tried), ..) => tried,
-            (None, State::Trying { future }) => self.shared.service.tried(future, &self.trace),
-            _ => Tried::new(),
+    pub(super) fn called(&self) -> Vec<Endpoint<S::Address>> {
+        let mut called = self
+            .progress
+            .as_ref()
+            .map_or_else(Vec::new, |p| p.called.clone());
+        if let State::Trying { future } = &self.state {
+            called.extend(self.shared.service.called(future, &self.trace));
         }
+        called
     }
 }
 
@@ -142,7 +136,12 @@ where
                 Poll::Ready(answer) => answer.map_err(Into::into),
                 Poll::Pending => {
                     ready!(poll_timer(this.progress, cx));
-                    Err(this.shared.timed_out())
+                    let answer = Err(this.shared.timed_out());
+                    let retry = self.retry(&answer);
+                    match self.as_mut().after_failure(answer, retry) {
+                        Some(answer) => return Poll::Ready(answer),
+                        None => continue,
+                    }
                 }
             };
             // 2. As a rule that is it.
@@ -151,7 +150,9 @@ where
                 None => Retry::No,
             };
             if retry == Retry::No && this.progress.as_ref().is_none_or(|p| p.failed.is_empty()) {
-                this.shared.allowance.succeeded();
+                if answer.is_ok() {
+                    this.shared.allowance.succeeded();
+                }
                 return Poll::Ready(answer);
             }
             // 3. Or there is another try.
@@ -193,13 +194,11 @@ where
             StateProj::GettingReady { service, request } => {
                 let error = match service.poll_ready(cx) {
                     Poll::Ready(Ok(())) => {
-                        let tried = progress.as_mut().and_then(|p| {
-                            p.known = p.tried.as_ref().map_or(0, Tried::len);
-                            p.tried.as_ref()
-                        });
+                        let tried = progress.as_ref().and_then(|p| p.tried.as_ref());
                         let (Some(request), Some(tried)) = (request.take(), tried) else {
                             unreachable!("a further try has a request, and another before it");
                         };
+                        *this.trace = service.trace();
                         let future = service.call_excluding(request, tried);
                         this.state.set(State::Trying { future });
                         return Poll::Ready(Ok(()));
@@ -210,12 +209,20 @@ where
                         shared.timed_out()
                     }
                 };
-                // Not tried again: nobody could be reached, and another pause finds the same.
-                let answer = self.after_failure(Err(error), Retry::No);
+                let answer = Err(error);
+                let retry = self.retry(&answer);
+                let answer = self.after_failure(answer, retry);
                 Poll::Ready(answer.map_or(Ok(()), |answer| answer.map(drop)))
             }
             StateProj::Trying { .. } => Poll::Ready(Ok(())),
             StateProj::Done => panic!("`FailoverFuture` polled after completion"),
+        }
+    }
+
+    fn retry(&self, answer: &Result<S::Response, BoxError>) -> Retry {
+        match &self.copy {
+            Some(request) => self.shared.policy.retry(request, answer.as_ref()),
+            None => Retry::No,
         }
     }
 
@@ -227,17 +234,19 @@ where
         answer: Result<S::Response, BoxError>,
         retry: Retry,
     ) -> Option<Result<S::Response, BoxError>> {
-        let tried = self.tried();
         let mut this = self.project();
         let shared = &**this.shared;
         // 1. Who it was.
         let progress = this.progress.get_or_insert_with(Progress::new);
-        progress.tried = Some(tried);
-        let (endpoint, repeated) = progress.last();
+        let called = match this.state.as_mut().project() {
+            StateProj::Trying { future } => shared.service.called(&future, this.trace),
+            _ => Vec::new(),
+        };
+        let (endpoint, repeated) = progress.take_in(called);
         // 2. Whether there is another try.
         let made = progress.failed.len() as u32 + 1;
         let next = match retry {
-            Retry::No => Err(Stopped::Policy),
+            Retry::No | Retry::Never => Err(Stopped::Policy),
             _ if made >= shared.settings.attempts => Err(Stopped::Attempts),
             Retry::After(pause) if pause > shared.settings.longest_pushback => {
                 Err(Stopped::Pushback)
@@ -250,7 +259,9 @@ where
         };
         match next {
             Ok(request) => {
-                let error = answer.err().unwrap_or_else(|| UnwantedAnswer.into());
+                let error: Result<_, BoxError> =
+                    answer.map(|response| shared.policy.reason(&response));
+                let error = error.map_or_else(|error| error, |why| UnwantedAnswer::new(why).into());
                 trace!(endpoint, %error, retry = made, "trying again");
                 progress
                     .failed
@@ -268,7 +279,8 @@ where
                 match (stopped, retry) {
                     // The withdrawal has counted it.
                     (Stopped::Budget, _) => {}
-                    (_, Retry::No) => shared.allowance.succeeded(),
+                    (_, Retry::No) if answer.is_ok() => shared.allowance.succeeded(),
+                    (_, Retry::No) => {}
                     _ => shared.allowance.failed(),
                 }
                 this.state.set(State::Done);
@@ -290,7 +302,7 @@ impl<A> Progress<A> {
     fn new() -> Box<Self> {
         Box::new(Self {
             tried: None,
-            known: 0,
+            called: Vec::new(),
             failed: Vec::new(),
             timer: None,
         })
@@ -303,19 +315,22 @@ impl<A> Progress<A> {
         progress
     }
 
-    /// Returns the name of the endpoint that the last try went to, and whether it had been tried before.
-    fn last(&self) -> (Option<String>, bool)
+    /// Takes in where a try went; returns its name, and whether it had been tried before.
+    fn take_in(&mut self, called: Vec<Endpoint<A>>) -> (Option<String>, bool)
     where
         A: Address,
     {
-        let Some(tried) = &self.tried else {
-            return (None, false);
-        };
-        let tried = tried.list();
-        let (before, since) = tried.split_at(self.known.min(tried.len()));
-        let endpoint = since.first();
-        let repeated = endpoint.is_some_and(|endpoint| before.contains(endpoint));
-        (endpoint.map(ToString::to_string), repeated)
+        let tried = self.tried.get_or_insert_with(Tried::new);
+        let name = called.last().map(ToString::to_string);
+        let repeated = called.iter().any(|endpoint| self.called.contains(endpoint));
+        for endpoint in called {
+            // What was sent by an excluding call is in the list.
+            if !tried.list().contains(&endpoint) {
+                tried.insert(endpoint.clone());
+            }
+            self.called.push(endpoint);
+        }
+        (name, repeated)
     }
 }
 

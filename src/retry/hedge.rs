@@ -8,13 +8,17 @@ use std::{
 use tower::{BoxError, Layer, Service};
 
 use super::{
-    Budget, CopyRequest, RetryPolicy, copy::ByClone, delay::Delay, hedge_future::HedgeFuture,
+    Budget, CopyRequest, RetryPolicy, TokenThrottle, allowance::Allowance, copy::ByClone,
+    delay::Delay, hedge_future::HedgeFuture,
 };
-use crate::balance::{CallExcluding, Tried};
+use crate::{
+    balance::{CallExcluding, Tried},
+    endpoint::Endpoint,
+};
 
 /// Sends a request to a second endpoint when the first one is slow to answer.
 ///
-/// The first answer wins, and the other try is dropped with what it counts. Only requests that
+/// The first answer wins, and the other try is dropped with what it counts. When no other endpoint is available, there is no hedge. Only requests that
 /// the policy calls [idempotent](RetryPolicy::is_idempotent) are hedged, for both endpoints may execute one. An answer that the policy
 /// would have tried again does not win while the other try is under way; if it comes before the second request was sent,
 /// that one goes out at once, or after the pause that the server asked for.
@@ -24,7 +28,7 @@ use crate::balance::{CallExcluding, Tried};
 /// Stands above a balancer, or above a [`Failover`](super::Failover) over one; then let one of the two layers take a
 /// [drawing](Budget::drawing) clone of the same budget.
 ///
-/// Cost of a request: that of a copy and, if it is not answered at once, of a timer and its allocation.
+/// Cost of a request: that of a copy, a list of the endpoints tried and, if it is not answered at once, a timer: three allocations.
 ///
 /// ```
 /// # use std::{io, time::Duration};
@@ -58,7 +62,8 @@ pub struct HedgeLayer<P, K = ByClone> {
     policy: P,
     copy: K,
     delay: Delay,
-    budget: Budget,
+    longest_pushback: Duration,
+    allowance: Allowance,
 }
 
 /// A service whose slow requests are sent twice; see [`HedgeLayer`].
@@ -73,7 +78,8 @@ pub(super) struct Shared<S, P, K> {
     pub(super) policy: P,
     pub(super) copy: K,
     pub(super) delay: Delay,
-    pub(super) budget: Budget,
+    pub(super) longest_pushback: Duration,
+    pub(super) allowance: Allowance,
 }
 
 impl<P> HedgeLayer<P> {
@@ -87,7 +93,7 @@ impl<P> HedgeLayer<P> {
 
     /// Sends the second request when the first one takes longer than this share of the requests, as measured.
     ///
-    /// The percentile is that of the last 30 to 60 s, read anew every 64 answers, to within 1 %, and at most an hour. Nothing is
+    /// The percentile is that of the last 30 to 60 s of requests that did not fail, read anew every 64 answers, to within 1 %, and at most an hour. Nothing is
     /// hedged until 100 requests were measured. Each request pays for two readings of the clock and an uncontended lock.
     ///
     /// # Panics
@@ -110,7 +116,8 @@ impl<P> HedgeLayer<P> {
             policy,
             copy: ByClone,
             delay,
-            budget: Budget::new(),
+            longest_pushback: Duration::from_secs(5),
+            allowance: Allowance::Budget(Budget::new()),
         }
     }
 }
@@ -126,14 +133,29 @@ impl<P, K> HedgeLayer<P, K> {
             policy: self.policy,
             copy,
             delay: self.delay,
-            budget: self.budget,
+            longest_pushback: self.longest_pushback,
+            allowance: self.allowance,
         }
+    }
+
+    /// Sets the longest pause that a server which failed may ask for; for a longer one nothing more is sent. Default 5 s.
+    #[must_use]
+    pub const fn longest_pushback(mut self, longest: Duration) -> Self {
+        self.longest_pushback = longest;
+        self
+    }
+
+    /// Limits hedges by gRPC's token throttle, in place of the budget.
+    #[must_use]
+    pub fn throttle(mut self, throttle: TokenThrottle) -> Self {
+        self.allowance = Allowance::Throttle(throttle);
+        self
     }
 
     /// Sets the budget that hedges are paid from. Default: one of the layer's own, with the defaults.
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
-        self.budget = budget;
+        self.allowance = Allowance::Budget(budget);
         self
     }
 }
@@ -153,7 +175,8 @@ where
                 policy: self.policy.clone(),
                 copy: self.copy.clone(),
                 delay: self.delay.clone(),
-                budget: self.budget.clone(),
+                longest_pushback: self.longest_pushback,
+                allowance: self.allowance.clone(),
             }),
             service,
         }
@@ -176,10 +199,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let copy = self.shared.copy_of_first(&request);
-        let trace = self.service.trace();
-        let future = self.service.call(request);
-        HedgeFuture::first(future, trace, copy, self.shared.clone())
+        self.call_excluding(request, &Tried::new())
     }
 }
 
@@ -194,27 +214,26 @@ where
 
     fn trace(&self) {}
 
-    fn tried(&self, future: &Self::Future, (): &()) -> Tried<S::Address> {
-        future.tried()
+    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<S::Address>> {
+        future.called()
     }
 
     fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
-        let copy = self.shared.copy_of_first(&request);
+        let known = tried.len();
+        if known == 0 {
+            self.shared.allowance.first_tries(1);
+        }
+        let is_idempotent = self.shared.policy.is_idempotent(&request);
+        let copy = is_idempotent.then(|| self.shared.copy.copy(&request));
+        // One list from the start, so that whoever tries again below knows of the hedge.
         let future = self.service.call_excluding(request, tried);
-        HedgeFuture::excluding(future, tried.clone(), copy, self.shared.clone())
-    }
-}
-
-impl<S, P, K> Shared<S, P, K> {
-    /// Counts a first try, and copies its request if it may be sent twice.
-    fn copy_of_first<Req, Res>(&self, request: &Req) -> Option<Req>
-    where
-        P: RetryPolicy<Req, Res>,
-        K: CopyRequest<Req>,
-    {
-        self.budget.deposit();
-        let is_idempotent = self.policy.is_idempotent(request);
-        is_idempotent.then(|| self.copy.copy(request)).flatten()
+        HedgeFuture::new(
+            future,
+            tried.clone(),
+            known,
+            copy.flatten(),
+            self.shared.clone(),
+        )
     }
 }
 
@@ -233,7 +252,7 @@ impl<S: fmt::Debug, P, K> fmt::Debug for Hedge<S, P, K> {
         f.debug_struct("Hedge")
             .field("service", &self.service)
             .field("delay", &self.shared.delay)
-            .field("budget", &self.shared.budget)
+            .field("allowance", &self.shared.allowance)
             .finish_non_exhaustive()
     }
 }
@@ -243,7 +262,7 @@ impl<P: fmt::Debug, K> fmt::Debug for HedgeLayer<P, K> {
         f.debug_struct("HedgeLayer")
             .field("policy", &self.policy)
             .field("delay", &self.delay)
-            .field("budget", &self.budget)
+            .field("allowance", &self.allowance)
             .finish_non_exhaustive()
     }
 }

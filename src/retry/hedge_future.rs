@@ -3,6 +3,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -12,11 +13,16 @@ use tracing::trace;
 
 use super::{
     CopyRequest, Retry, RetryPolicy,
+    allowance::Allowance,
     delay::Began,
     error::{Attempt, AttemptsFailed, Stopped},
     hedge::Shared,
+    policy::is_nobody,
 };
-use crate::balance::{CallExcluding, Tried};
+use crate::{
+    balance::{CallExcluding, Tried},
+    endpoint::Endpoint,
+};
 
 pin_project! {
     /// The response future of a [`Hedge`](super::Hedge).
@@ -31,13 +37,14 @@ pin_project! {
         #[pin]
         first: First<S::Future>,
         #[pin]
-        second: Second<S, Req, S::Future>,
+        second: Second<S, Req, S::Future, S::Address>,
         // What the policy judges by, and the second request is made from; `None` if it is not to be sent twice.
         copy: Option<Req>,
-        trace: S::Trace,
-        tried: Option<Tried<S::Address>>,
-        // The answer of the try that failed while the other one is under way.
-        failed: Option<Result<S::Response, BoxError>>,
+        tried: Tried<S::Address>,
+        // How many endpoints were tried before: by whom is above, and by the first try.
+        known: [usize; 2],
+        // The tries that have failed, in the order in which they did.
+        failed: Vec<Failed<S::Response>>,
         began: Began,
         timer: Option<Pin<Box<Sleep>>>,
         shared: Arc<Shared<S, P, K>>,
@@ -48,47 +55,49 @@ pin_project! {
     #[project = FirstProj]
     enum First<F> {
         Trying { #[pin] future: F },
-        Failed,
+        Over,
     }
 }
 
 pin_project! {
     #[project = SecondProj]
-    enum Second<S, Req, F> {
+    enum Second<S, Req, F, A> {
         NotSent,
         GettingReady { service: S, request: Option<Req> },
-        Trying { #[pin] future: F },
+        Trying { #[pin] future: F, payment: Payment<A> },
         /// It has failed, or is not to be sent.
         Over,
     }
+}
+
+/// What was paid for a hedge; given back if it was never sent.
+struct Payment<A> {
+    allowance: Allowance,
+    tried: Tried<A>,
+    known: usize,
+}
+
+/// A try that has failed.
+struct Failed<T> {
+    endpoint: Option<String>,
+    answer: Result<T, BoxError>,
+}
+
+/// Which try.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    First = 0,
+    Second = 1,
 }
 
 impl<S, Req, P, K> HedgeFuture<S, Req, P, K>
 where
     S: CallExcluding<Req>,
 {
-    pub(super) fn first(
-        future: S::Future,
-        trace: S::Trace,
-        copy: Option<Req>,
-        shared: Arc<Shared<S, P, K>>,
-    ) -> Self {
-        Self::new(future, trace, None, copy, shared)
-    }
-
-    pub(super) fn excluding(
+    pub(super) fn new(
         future: S::Future,
         tried: Tried<S::Address>,
-        copy: Option<Req>,
-        shared: Arc<Shared<S, P, K>>,
-    ) -> Self {
-        Self::new(future, S::Trace::default(), Some(tried), copy, shared)
-    }
-
-    fn new(
-        future: S::Future,
-        trace: S::Trace,
-        tried: Option<Tried<S::Address>>,
+        known: usize,
         copy: Option<Req>,
         shared: Arc<Shared<S, P, K>>,
     ) -> Self {
@@ -99,9 +108,9 @@ where
                 None => Second::Over,
             },
             copy,
-            trace,
             tried,
-            failed: None,
+            known: [known; 2],
+            failed: Vec::new(),
             began: shared.delay.begin(),
             timer: None,
             shared,
@@ -109,12 +118,9 @@ where
     }
 
     /// Returns the endpoints that the request has been sent to.
-    pub(super) fn tried(&self) -> Tried<S::Address> {
-        match (&self.tried, &self.first) {
-            (Some(tried), ..) => tried.clone(),
-            (None, First::Trying { future }) => self.shared.service.tried(future, &self.trace),
-            _ => Tried::new(),
-        }
+    pub(super) fn called(&self) -> Vec<Endpoint<S::Address>> {
+        let tried = self.tried.list();
+        tried.get(self.known[0]..).unwrap_or_default().to_vec()
     }
 }
 
@@ -132,61 +138,64 @@ where
             let this = self.as_mut().project();
             let answer = match this.first.project() {
                 FirstProj::Trying { future } => future.poll(cx),
-                FirstProj::Failed => Poll::Pending,
+                FirstProj::Over => Poll::Pending,
             };
             if let Poll::Ready(answer) = answer {
-                let answer = answer.map_err(Into::into);
-                if let Some(answer) = self.as_mut().after_first(answer) {
-                    return Poll::Ready(answer);
+                if let Some(answer) = self
+                    .as_mut()
+                    .after(Which::First, answer.map_err(Into::into))
+                {
+                    return self.finish(answer);
                 }
             }
             // 2. The second one.
             let mut this = self.as_mut().project();
-            match this.second.as_mut().project() {
-                SecondProj::Trying { future } => {
-                    if let Poll::Ready(answer) = future.poll(cx) {
-                        let answer = answer.map_err(Into::into);
-                        if let Some(answer) = self.as_mut().after_second(answer) {
-                            return Poll::Ready(answer);
-                        }
-                    }
-                    return Poll::Pending;
-                }
-                SecondProj::GettingReady { service, request } => match service.poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {
-                        let (Some(request), Some(tried)) = (request.take(), this.tried) else {
-                            unreachable!("a second try has a request, and another before it");
-                        };
-                        let future = service.call_excluding(request, tried);
-                        this.second.set(Second::Trying { future });
-                    }
-                    Poll::Ready(Err(error)) => {
-                        match self.as_mut().after_second(Err(error.into())) {
-                            Some(answer) => return Poll::Ready(answer),
-                            None => return Poll::Pending,
-                        }
-                    }
+            let answer = match this.second.as_mut().project() {
+                SecondProj::Trying { future, .. } => match future.poll(cx) {
+                    Poll::Ready(answer) => answer.map_err(Into::into),
                     Poll::Pending => return Poll::Pending,
+                },
+                SecondProj::GettingReady { service, request } => match service.poll_ready(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => Err(error.into()),
+                    Poll::Ready(Ok(())) => {
+                        // Paid for when it goes out, and not before.
+                        if let Some(request) =
+                            request.take().filter(|_| this.shared.allowance.hedge())
+                        {
+                            trace!("hedging");
+                            this.known[1] = this.tried.len();
+                            let payment = Payment {
+                                allowance: this.shared.allowance.clone(),
+                                tried: this.tried.clone(),
+                                known: this.known[1],
+                            };
+                            let future = service.call_excluding(request, &this.tried.strict());
+                            this.second.set(Second::Trying { future, payment });
+                        } else {
+                            this.second.set(Second::Over);
+                        }
+                        continue;
+                    }
                 },
                 SecondProj::NotSent => {
                     // 3. Or the wait for it.
-                    if this.timer.is_none() {
-                        let Some(delay) = this.shared.delay.get() else {
-                            this.second.set(Second::Over);
-                            return Poll::Pending;
-                        };
-                        *this.timer = Some(Box::pin(sleep(delay)));
-                    }
-                    let elapsed = this.timer.as_mut().map(|timer| timer.as_mut().poll(cx));
-                    if elapsed == Some(Poll::Pending) {
+                    if !self.as_mut().poll_delay(cx) {
                         return Poll::Pending;
                     }
-                    if let Some(answer) = self.as_mut().send_second() {
-                        return Poll::Ready(answer);
-                    }
+                    self.as_mut().prepare_second();
+                    continue;
                 }
-                // The first try has registered the waker.
-                SecondProj::Over => return Poll::Pending,
+                SecondProj::Over => {
+                    // Pending: the first try has registered the waker.
+                    return match self.as_mut().last_failure() {
+                        Some(answer) => self.finish(answer),
+                        None => Poll::Pending,
+                    };
+                }
+            };
+            if let Some(answer) = self.as_mut().after(Which::Second, answer) {
+                return self.finish(answer);
             }
         }
     }
@@ -198,106 +207,135 @@ where
     P: RetryPolicy<Req, S::Response>,
     K: CopyRequest<Req>,
 {
-    /// Returns the first answer if it is the caller's.
-    fn after_first(
-        mut self: Pin<&mut Self>,
+    /// Lets go of both tries, with what they count.
+    fn finish(
+        self: Pin<&mut Self>,
         answer: Result<S::Response, BoxError>,
-    ) -> Option<Result<S::Response, BoxError>> {
-        self.shared.delay.end(self.began);
-        let retry = self.retry(&answer);
-        if retry == Retry::No {
-            return Some(answer);
-        }
-        // While the future is there to ask.
-        let tried = self.tried();
-        let mut this = self.as_mut().project();
-        *this.tried = Some(tried);
-        this.first.set(First::Failed);
-        *this.failed = Some(answer);
-        match (this.second.as_mut().project(), retry) {
-            (SecondProj::NotSent, Retry::After(pause)) => {
-                *this.timer = Some(Box::pin(sleep(pause)));
-                None
-            }
-            (SecondProj::NotSent, _) => self.send_second(),
-            (SecondProj::Over, _) => self.both_failed(),
-            _ => None,
-        }
-    }
-
-    /// Returns the second answer if it is the caller's.
-    fn after_second(
-        mut self: Pin<&mut Self>,
-        answer: Result<S::Response, BoxError>,
-    ) -> Option<Result<S::Response, BoxError>> {
-        let retry = self.retry(&answer);
-        let mut this = self.as_mut().project();
-        if retry == Retry::No && answer.is_ok() {
-            this.shared.delay.end(*this.began);
-            return Some(answer);
-        }
+    ) -> Poll<Result<S::Response, BoxError>> {
+        let mut this = self.project();
+        this.first.set(First::Over);
         this.second.set(Second::Over);
-        match this.first.project() {
-            // The first try may still be answered, which no error of a second one is to hide.
-            FirstProj::Trying { .. } => None,
-            FirstProj::Failed if retry == Retry::No => Some(answer),
-            FirstProj::Failed => {
-                let failed = this.failed.replace(answer);
-                Some(self.join(failed))
-            }
-        }
+        Poll::Ready(answer)
     }
 
-    /// Starts the second try if it is paid for, or returns what there is if it is not.
-    fn send_second(mut self: Pin<&mut Self>) -> Option<Result<S::Response, BoxError>> {
-        let tried = self.tried();
-        let mut this = self.as_mut().project();
-        *this.timer = None;
-        if tried.is_empty() && this.failed.is_none() {
-            // The first one has not been sent, for nobody is ready: a second one would wait no less.
+    /// Takes in the answer of a try; returns it if it is the caller's.
+    fn after(
+        self: Pin<&mut Self>,
+        which: Which,
+        answer: Result<S::Response, BoxError>,
+    ) -> Option<Result<S::Response, BoxError>> {
+        let mut this = self.project();
+        let shared = &**this.shared;
+        let retry = match this.copy {
+            Some(request) => shared.policy.retry(request, answer.as_ref()),
+            None => Retry::No,
+        };
+        // A second try that was not sent says nothing.
+        let was_not_sent = which == Which::Second && answer.as_ref().err().is_some_and(is_nobody);
+        if was_not_sent {
+            this.second.set(Second::Over);
             return None;
         }
-        *this.tried = Some(tried);
+        match retry {
+            Retry::No if answer.is_ok() => {
+                shared.delay.end(*this.began);
+                shared.allowance.succeeded();
+                return Some(answer);
+            }
+            Retry::No => return Some(answer),
+            Retry::Never => {
+                shared.allowance.failed();
+                return Some(answer);
+            }
+            Retry::Yes | Retry::After(_) => shared.allowance.failed(),
+        }
+        let endpoint = this
+            .tried
+            .list()
+            .get(this.known[which as usize])
+            .map(ToString::to_string);
+        this.failed.push(Failed { endpoint, answer });
+        if which == Which::Second {
+            this.second.set(Second::Over);
+            return None;
+        }
+        this.first.set(First::Over);
+        if matches!(*this.second, Second::NotSent) {
+            // At once, or when the server says.
+            match retry {
+                Retry::After(pause) if pause > shared.longest_pushback => {
+                    this.second.set(Second::Over);
+                }
+                Retry::After(pause) => *this.timer = Some(Box::pin(sleep(pause))),
+                _ => *this.timer = Some(Box::pin(sleep(Duration::ZERO))),
+            }
+        }
+        None
+    }
+
+    /// Returns whether the second request is due. If not, a timer or the first try has registered the waker.
+    fn poll_delay(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        let this = self.project();
+        if this.timer.is_none() {
+            let Some(delay) = this.shared.delay.get() else {
+                return false;
+            };
+            *this.timer = Some(Box::pin(sleep(delay)));
+        }
+        while let Some(timer) = this.timer {
+            if timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if this.tried.len() > this.known[0] || !this.failed.is_empty() {
+                break;
+            }
+            // The first one has not been sent, for nobody is ready: a second one would wait no less.
+            let delay = this.shared.delay.get().unwrap_or_default();
+            *this.timer = Some(Box::pin(sleep(delay.max(SHORTEST_WAIT))));
+        }
+        true
+    }
+
+    fn prepare_second(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        *this.timer = None;
+        this.known[1] = this.tried.len();
         let copy = this.copy.as_ref();
         let request = copy.and_then(|request| this.shared.copy.copy(request));
-        if let Some(request) = request.filter(|_| this.shared.budget.withdraw()) {
-            trace!("hedging");
-            let (service, request) = (this.shared.service.clone(), Some(request));
-            this.second.set(Second::GettingReady { service, request });
+        this.second.set(match request {
+            Some(_) => Second::GettingReady {
+                service: this.shared.service.clone(),
+                request,
+            },
+            None => Second::Over,
+        });
+    }
+
+    /// Returns what the caller gets if no try is under way any more.
+    fn last_failure(self: Pin<&mut Self>) -> Option<Result<S::Response, BoxError>> {
+        let this = self.project();
+        if matches!(*this.first, First::Trying { .. }) {
             return None;
         }
-        this.second.set(Second::Over);
-        self.both_failed()
-    }
-
-    /// Returns the failure that there is, if no try is under way any more.
-    fn both_failed(self: Pin<&mut Self>) -> Option<Result<S::Response, BoxError>> {
-        self.project().failed.take()
-    }
-
-    /// Returns the last answer, or an error that names both tries, of which `first` is the one before.
-    fn join(
-        self: Pin<&mut Self>,
-        first: Option<Result<S::Response, BoxError>>,
-    ) -> Result<S::Response, BoxError> {
-        let this = self.project();
-        let last = this.failed.take();
-        let names = this.tried.as_ref().map(Tried::endpoints);
-        let mut names = names.into_iter().flatten().map(|e| e.to_string());
-        let (first, last) = match (first, last) {
-            (Some(Err(first)), Some(Err(last))) => (first, last),
-            (Some(answer @ Ok(_)), _) | (_, Some(answer)) => return answer,
-            (Some(answer), None) => return answer,
-            (None, None) => unreachable!("both tries have failed"),
+        let last = this.failed.pop()?;
+        let Some(before) = this.failed.pop() else {
+            return Some(last.answer);
         };
-        let attempts = [first, last].map(|error| Attempt::new(names.next(), false, error));
-        Err(AttemptsFailed::new(attempts.into(), Stopped::Attempts).into())
+        let attempts = match (before.answer, last.answer) {
+            (Err(a), Err(b)) => [(before.endpoint, a), (last.endpoint, b)],
+            (answer @ Ok(_), _) | (_, answer) => return Some(answer),
+        };
+        let attempts = attempts.map(|(endpoint, error)| Attempt::new(endpoint, false, error));
+        Some(Err(
+            AttemptsFailed::new(attempts.into(), Stopped::Attempts).into()
+        ))
     }
+}
 
-    fn retry(&self, answer: &Result<S::Response, BoxError>) -> Retry {
-        match &self.copy {
-            Some(request) => self.shared.policy.retry(request, answer.as_ref()),
-            None => Retry::No,
+impl<A> Drop for Payment<A> {
+    fn drop(&mut self) {
+        if self.tried.len() == self.known {
+            self.allowance.give_back();
         }
     }
 }
@@ -318,3 +356,6 @@ where
             .finish_non_exhaustive()
     }
 }
+
+/// Between two looks at whether a first try was sent.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);

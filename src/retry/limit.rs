@@ -12,7 +12,11 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
 
-use crate::metric::InFlight;
+use crate::{
+    balance::{CallExcluding, Tried},
+    endpoint::Endpoint,
+    metric::InFlight,
+};
 
 /// Rejects requests beyond a number in flight, by an error that names the limit.
 ///
@@ -133,9 +137,15 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
+        self.send(|service| service.call(request))
+    }
+}
+
+impl<S> Limit<S> {
+    fn send<F>(&mut self, call: impl FnOnce(&mut S) -> F) -> LimitFuture<F> {
         let state = match self.shared.acquire() {
             Some(permit) => State::Sent {
-                future: self.service.call(request),
+                future: call(&mut self.service),
                 permit: Some(permit),
             },
             None => State::Rejected {
@@ -143,6 +153,29 @@ where
             },
         };
         LimitFuture { state }
+    }
+}
+
+impl<S, Req> CallExcluding<Req> for Limit<S>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>>,
+{
+    type Address = S::Address;
+    type Trace = S::Trace;
+
+    fn trace(&self) -> S::Trace {
+        self.service.trace()
+    }
+
+    fn called(&self, future: &Self::Future, trace: &S::Trace) -> Vec<Endpoint<S::Address>> {
+        match &future.state {
+            State::Sent { future, .. } => self.service.called(future, trace),
+            State::Rejected { .. } => Vec::new(),
+        }
+    }
+
+    fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
+        self.send(|service| service.call_excluding(request, tried))
     }
 }
 

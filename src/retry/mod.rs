@@ -76,6 +76,7 @@
 //! A limit that rejects does not belong below the balancer: an endpoint that rejects at once looks like the fastest of all.
 
 mod adaptive_throttle;
+mod allowance;
 mod atomic;
 mod backoff;
 mod budget;

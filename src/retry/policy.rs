@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     error::Error,
     fmt,
     io::{self, ErrorKind},
@@ -8,9 +9,9 @@ use std::{
 
 use tower::BoxError;
 
-use super::error::TryTimedOut;
+use super::{adaptive_throttle::Throttled, error::TryTimedOut, limit::LimitReached};
 use crate::{
-    error::{MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
+    error::{AllTried, MissingKey, NoEndpoints, NotChosen, NotReady, Unavailable},
     load::{Classify, ErrorsAreFailures, Outcome},
 };
 
@@ -51,14 +52,22 @@ pub trait RetryPolicy<Req, Res> {
     ///
     /// `request` is the copy that would be sent again.
     fn retry(&self, request: &Req, answer: Result<&Res, &BoxError>) -> Retry;
+
+    /// Returns why an answer, not an error, was tried again: for the error that names the tries.
+    fn reason(&self, response: &Res) -> Cow<'static, str> {
+        let _ = response;
+        "answered, but not as wanted".into()
+    }
 }
 
 /// Says what to do about an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Retry {
-    /// Give it to the caller.
+    /// Give it to the caller: it is fine, or no other endpoint would do better.
     No,
+    /// Give it to the caller, a failure after which the server asks for no further try.
+    Never,
     /// Send the request to another endpoint, after the usual pause.
     Yes,
     /// Send the request to another endpoint, after this pause: the server has asked for it (pushback).
@@ -67,9 +76,10 @@ pub enum Retry {
 
 /// Sends again what certainly has not reached a server: safe for every request.
 ///
-/// That is: no endpoint became ready ([`NotReady`]), or among an error and its sources is an [`io::Error`] of a kind
-/// that only connecting fails with: connection refused, host or network unreachable, network down, address not available.
-/// What your client's own errors say of connecting, tell it by [`or`](Self::or).
+/// That is: no endpoint became ready ([`NotReady`]), or among an error and its sources is an [`io::Error`] of the kinds
+/// connection refused or address not available. Host or network unreachable are not among them: a connection that is
+/// open can end by them, with the request executed. What your client's own errors say of connecting, that they timed out or found no
+/// route, tell it by [`or`](Self::or).
 #[derive(Clone, Default)]
 pub struct ConnectErrors {
     /// Behind a pointer, so that the type of a stack does not depend on it; asked only of errors.
@@ -79,8 +89,8 @@ pub struct ConnectErrors {
 /// Sends again whatever has failed, if the request may be executed more than once.
 ///
 /// Others are sent again where [`ConnectErrors`] would. What has failed is what the classifier says: by default,
-/// every error. A balancer's own "there is nobody" ([`NoEndpoints`], [`Unavailable`], [`NotChosen`],
-/// [`MissingKey`]) is an answer to give at once.
+/// every error. What turns a request away on this side ([`NoEndpoints`], [`Unavailable`], [`NotChosen`],
+/// [`MissingKey`], [`Throttled`], [`LimitReached`]) is an answer to give at once.
 #[derive(Clone)]
 pub struct Idempotent<W = AllRequests, C = ErrorsAreFailures> {
     when: W,
@@ -253,23 +263,23 @@ where
     }
 }
 
-/// Returns whether the balancer says that there is nobody to send to.
+/// Returns whether the request was turned away on this side: another try would be, too.
 pub(crate) fn is_nobody(error: &BoxError) -> bool {
     error.is::<NoEndpoints>()
         || error.is::<Unavailable>()
         || error.is::<NotChosen>()
         || error.is::<MissingKey>()
+        || error.is::<AllTried>()
+        || error.is::<Throttled>()
+        || error.is::<LimitReached>()
 }
 
 const fn is_connect(kind: ErrorKind) -> bool {
-    // Not `TimedOut`, `ConnectionReset` or `NotConnected`: a server may have had the request by then.
+    // Not `TimedOut`, `ConnectionReset` or `NotConnected`: a server may have had the request by then. Nor the unreachable
+    // kinds, which Linux gives to an open connection, too, whose retransmissions have met them.
     matches!(
         kind,
-        ErrorKind::ConnectionRefused
-            | ErrorKind::HostUnreachable
-            | ErrorKind::NetworkUnreachable
-            | ErrorKind::NetworkDown
-            | ErrorKind::AddrNotAvailable
+        ErrorKind::ConnectionRefused | ErrorKind::AddrNotAvailable
     )
 }
 

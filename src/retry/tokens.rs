@@ -63,6 +63,10 @@ impl Tokens {
         self.all.0.take(TOKEN)
     }
 
+    pub(super) fn give_back(&self) {
+        self.all.0.add(TOKEN);
+    }
+
     /// Returns how many deposits may be made late, and as one: less than a token without the last.
     pub(super) fn batch(&self) -> u32 {
         u32::try_from(TOKEN / self.deposit.max(1))

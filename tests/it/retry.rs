@@ -152,9 +152,9 @@ async fn each_kind_of_failure_is_tried_again_where_it_is_safe() {
     // What happens; whether it is tried again: connect errors, idempotent requests, others.
     let table = [
         (refused, [true, true, true]),
-        (Fail(ErrorKind::HostUnreachable), [true, true, true]),
-        (Fail(ErrorKind::NetworkUnreachable), [true, true, true]),
-        (Fail(ErrorKind::NetworkDown), [true, true, true]),
+        (Fail(ErrorKind::HostUnreachable), [false, true, false]),
+        (Fail(ErrorKind::NetworkUnreachable), [false, true, false]),
+        (Fail(ErrorKind::NetworkDown), [false, true, false]),
         (Fail(ErrorKind::AddrNotAvailable), [true, true, true]),
         (Fail(ErrorKind::ConnectionReset), [false, true, false]),
         (Fail(ErrorKind::TimedOut), [false, true, false]),
@@ -475,71 +475,82 @@ async fn a_saturated_endpoint_is_waited_for_before_a_tried_one_is_tried_again() 
 /// Members and what stands against them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    Well,
+    /// With this weight.
+    Well(u32),
     Draining,
     Unhealthy,
+    Ejected,
     NotReady,
 }
 
 fn state() -> impl Strategy<Value = State> {
     prop_oneof![
-        3 => Just(State::Well),
+        4 => (1_u32..4).prop_map(State::Well),
         1 => Just(State::Draining),
         1 => Just(State::Unhealthy),
+        1 => Just(State::Ejected),
         1 => Just(State::NotReady),
     ]
 }
 
-/// Tries one request as often as there are endpoints, and once more.
-fn untried_first<P>(policy: P, states: &[State], hash: &'static str)
+type Tracked = PendingRequests<crate::support::Client, CompleteOnResponse, load::SharedTotal>;
+
+/// Fails one request as often as there are endpoints, and once more: by `call_excluding` and through the layer.
+fn untried_first<P>(policy: P, states: &[State], request: &'static str)
 where
-    P: Policy<usize, PendingRequests<crate::support::Client>, &'static str> + Clone + fmt::Debug,
+    P: Policy<usize, Tracked, &'static str> + Clone + fmt::Debug,
 {
     let name = format!("{policy:?} over {states:?}");
     run(async {
         let servers = servers(&vec![Behaviour::Fail(ms(0)); states.len()]);
-        let targets = states.iter().enumerate();
-        let targets: Vec<_> = targets
-            .map(|(i, &state)| (i, u32::from(state != State::Draining)))
-            .collect();
-        let checked = states.to_vec();
-        let check = HealthCheckLayer::new(
-            move |endpoint: Endpoint<usize>, _: crate::support::Client| {
-                let is_well = checked[*endpoint.address()] != State::Unhealthy;
-                std::future::ready(if is_well { Ok(()) } else { Err("sick") })
-            },
-        );
+        let weight = |state: &State| match state {
+            State::Well(weight) => *weight,
+            State::Draining => 0,
+            _ => 1,
+        };
+        let targets: Vec<_> = states.iter().map(weight).enumerate().collect();
         let mut balance = ServiceBuilder::new()
-            .layer(BalanceLayer::new(policy))
-            .layer(each(PendingRequestsLayer::default()))
-            .layer(check.until_first_check(health::UntilFirstCheck::Unhealthy))
+            .layer(BalanceLayer::new(policy).fail_closed())
+            .layer(each(PendingRequestsLayer::default().with_total()))
             .layer(fixed(targets))
             .service(factory(&servers));
-        sleep(secs(60)).await;
-        for (server, state) in servers.iter().zip(states) {
-            server.fail_readiness(*state == State::NotReady);
+        settle().await;
+        for (member, state) in balance.endpoints().iter().zip(states) {
+            let endpoint = member.endpoint();
+            match state {
+                State::Unhealthy => endpoint.mark_unhealthy(),
+                State::Ejected => endpoint.eject(Instant::now() + secs(3600)),
+                State::NotReady => servers[*endpoint.address()].fail_readiness(true),
+                State::Well(_) | State::Draining => {}
+            }
         }
-        let is = |state| states.iter().filter(|&&s| s == state).count();
-        let ready = is(State::Well);
+        settle().await;
+        let well = |i: usize| matches!(states[i], State::Well(_));
+        let ready = (0..states.len()).filter(|&i| well(i)).count();
         let tried = Tried::new();
         for attempt in 0..=states.len() {
-            let error = match balance.ready().await {
-                Ok(balance) => balance.call_excluding(hash, &tried).await.unwrap_err(),
-                Err(error) => error,
-            };
+            let balance = balance.ready().await.unwrap();
+            let error = balance.call_excluding(request, &tried).await.unwrap_err();
             if ready == 0 {
-                // None at all, or all that are left fail to become ready; or, in a panic, the sick are asked.
-                break;
+                assert!(tried.is_empty(), "{name}: {error}");
+                continue;
             }
             assert!(error.is::<crate::support::Failed>(), "{name}: {error}");
             let endpoints = tried.endpoints();
             assert_eq!(endpoints.len(), attempt + 1, "{name}");
-            let distinct: HashSet<_> = endpoints.iter().map(Endpoint::address).collect();
+            let distinct: HashSet<_> = endpoints.iter().map(|e| *e.address()).collect();
             assert_eq!(distinct.len(), ready.min(attempt + 1), "{name}: {tried:?}");
-            assert!(
-                distinct.iter().all(|&&i| states[i] == State::Well),
-                "{name}"
-            );
+            assert!(distinct.iter().all(|&i| well(i)), "{name}");
+        }
+        let before: Vec<_> = servers.iter().map(Server::calls).collect();
+        let failover = FailoverLayer::new(Idempotent::all())
+            .attempts(ready.max(1) as u32)
+            .backoff(ms(0), ms(0))
+            .layer(balance);
+        failover.oneshot(request).await.unwrap_err();
+        for (i, server) in servers.iter().enumerate() {
+            let calls = server.calls() - before[i];
+            assert_eq!(calls, usize::from(well(i)), "{name}: each once, {i}");
         }
     });
 }
@@ -552,15 +563,21 @@ proptest! {
         states in prop::collection::vec(state(), 1..9),
         key in prop::sample::select(vec!["a", "b", "c", "d"]),
     ) {
+        fn bytes<'a>(key: &'a &'static str) -> &'a [u8] {
+            key.as_bytes()
+        }
         untried_first(P2c::seeded(1), &states, key);
         untried_first(P2c::seeded(1).choices(3), &states, key);
         untried_first(LeastLoaded::seeded(1), &states, key);
         untried_first(Random::seeded(1), &states, key);
         untried_first(RoundRobin::seeded(1), &states, key);
         untried_first(WeightedRoundRobin::seeded(1), &states, key);
-        untried_first(RingHash::by(|key: &&'static str| key.as_bytes()), &states, key);
-        untried_first(Maglev::by(|key: &&'static str| key.as_bytes()), &states, key);
-        untried_first(Rendezvous::by(|key: &&'static str| key.as_bytes()), &states, key);
+        untried_first(RingHash::by(bytes), &states, key);
+        untried_first(Maglev::by(bytes), &states, key);
+        untried_first(Rendezvous::by(bytes), &states, key);
+        untried_first(RingHash::by(bytes).bounded(1.25).unwrap(), &states, key);
+        untried_first(Maglev::by(bytes).bounded(1.25).unwrap(), &states, key);
+        untried_first(Rendezvous::by(bytes).bounded(1.25).unwrap(), &states, key);
         untried_first(InOrder, &states, key);
     }
 }
@@ -608,6 +625,134 @@ async fn a_retry_that_waits_goes_to_one_that_joins() {
     settle().await;
     targets.send_replace(vec![0, 1]);
     assert_eq!(answer.await.unwrap().unwrap(), 1);
+}
+
+/// One member fails to become ready, another is not ready: who waits is woken by what changes, and by nothing else.
+#[tokio::test(start_paused = true)]
+async fn who_waits_beside_a_failed_member_does_not_spin() {
+    let servers = servers(&[Behaviour::Answer(ms(0)); 2]);
+    servers[0].fail_readiness(true);
+    servers[1].allow(0);
+    let mut balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(P2c::seeded(1)))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(0..2))
+        .service(factory(&servers));
+    let polls = Arc::new(Mutex::new(0));
+    let counted = polls.clone();
+    let waiting = tokio::spawn(async move {
+        std::future::poll_fn(|cx| {
+            *counted.lock().unwrap() += 1;
+            Service::<()>::poll_ready(&mut balance, cx)
+        })
+        .await
+        .unwrap();
+        balance.call(()).await
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        *polls.lock().unwrap() < 10,
+        "{} polls",
+        polls.lock().unwrap()
+    );
+    servers[1].allow(1);
+    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+}
+
+/// An endpoint that leaves while its try is under way, and comes back, has been tried and has a name.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_left_is_named_and_left_out_when_it_is_back() {
+    let (calls, make) = backends(|_| (ms(10), Act::Fail(ErrorKind::Other)));
+    let (targets, rx) = watch::channel(vec![0, 1]);
+    let client = ServiceBuilder::new()
+        .layer(
+            FailoverLayer::new(Idempotent::all())
+                .attempts(2)
+                .backoff(ms(0), ms(0)),
+        )
+        .layer(BalanceLayer::new(InOrder))
+        .layer(WatchLayer::new(rx))
+        .service(make);
+    let answer = tokio::spawn(client.oneshot(Get));
+    sleep(ms(5)).await;
+    targets.send_replace(vec![1]);
+    settle().await;
+    targets.send_replace(vec![0, 1]);
+    let error = answer.await.unwrap().unwrap_err();
+    assert_eq!(*calls.lock().unwrap(), [0, 1]);
+    assert_eq!(names(&error), ["0", "1"]);
+}
+
+/// A try that nobody was ready for blames nobody, and is one to try again.
+#[tokio::test(start_paused = true)]
+async fn a_try_that_was_never_sent_names_no_endpoint() {
+    let servers = servers(&[Behaviour::Fail(ms(0)), Behaviour::Answer(ms(0))]);
+    servers[0].allow(1);
+    servers[1].allow(0);
+    let client = ServiceBuilder::new()
+        .layer(
+            FailoverLayer::new(Idempotent::all())
+                .try_timeout(ms(50))
+                .backoff(ms(0), ms(0)),
+        )
+        .layer(BalanceLayer::new(InOrder))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(0..2))
+        .service(factory(&servers));
+    let error = client.clone().oneshot(()).await.unwrap_err();
+    assert_eq!(names(&error), ["0", "?", "?"]);
+    // The second try finds nobody in time, the third does.
+    servers[0].allow(1);
+    let answer = tokio::spawn(client.oneshot(()));
+    sleep(ms(75)).await;
+    servers[1].allow(1);
+    assert_eq!(answer.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_turned_away_on_this_side_is_not_tried_again() {
+    let (calls, make) = backends(|_| (Duration::ZERO, Act::Answer(200)));
+    let client = ServiceBuilder::new()
+        .layer(FailoverLayer::new(Idempotent::all()))
+        .layer(LimitLayer::new(0))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0, 1]))
+        .service(make);
+    assert!(client.oneshot(Get).await.unwrap_err().is::<LimitReached>());
+    // Between the two, a throttle sees retries too, and passes on whom they leave out.
+    let (tried, make) = backends(|_| (Duration::ZERO, Act::Fail(ErrorKind::Other)));
+    let client = ServiceBuilder::new()
+        .layer(FailoverLayer::new(Idempotent::all()).attempts(2))
+        .layer(AdaptiveThrottleLayer::default().k(100.0))
+        .layer(LimitLayer::new(10))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0, 1]))
+        .service(make);
+    let error = client.oneshot(Get).await.unwrap_err();
+    assert_eq!(names(&error), ["0", "1"]);
+    assert_eq!(
+        (calls.lock().unwrap().len(), &*tried.lock().unwrap()),
+        (0, &vec![0, 1])
+    );
+}
+
+/// A try that timed out and is not tried again is dropped with what it counts, though its future is still held.
+#[tokio::test(start_paused = true)]
+async fn a_try_that_timed_out_for_good_is_let_go_at_once() {
+    let servers = servers(&[Behaviour::Hang]);
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(InOrder))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed([0]))
+        .service(factory(&servers));
+    let mut client = FailoverLayer::new(ConnectErrors::default())
+        .try_timeout(ms(10))
+        .layer(balance.clone());
+    let mut answer = std::pin::pin!(client.ready().await.unwrap().call(()));
+    assert!(answer.as_mut().await.unwrap_err().is::<TryTimedOut>());
+    assert_eq!(balance.endpoints()[0].service().in_flight(), 0);
 }
 
 // Budgets.
@@ -869,6 +1014,22 @@ async fn the_token_throttle_is_grpcs() {
     assert_eq!(throttle.tokens(), 5.1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn only_answers_that_are_well_fill_the_throttle() {
+    let (_, make) = backends(|_| (Duration::ZERO, Act::Fail(ErrorKind::ConnectionReset)));
+    let throttle = TokenThrottle::new(10, 1.0);
+    (0..8).for_each(|_| assert!(throttle.failed() || throttle.tokens() <= 5.0));
+    let client = ServiceBuilder::new()
+        .layer(FailoverLayer::new(Idempotent::when(is_get)).throttle(throttle.clone()))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0]))
+        .service(make);
+    client.clone().oneshot(Post).await.unwrap_err();
+    assert_eq!(throttle.tokens(), 2.0, "a failure that is not tried again");
+    client.oneshot(Get).await.unwrap_err();
+    assert_eq!(throttle.tokens(), 1.0, "one that would be");
+}
+
 #[test]
 fn values_that_make_no_sense_are_refused() {
     let refused = |what: &str, set: fn()| {
@@ -1044,6 +1205,174 @@ async fn hedging_over_failover_leaves_out_whom_either_tried() {
         .service(make);
     assert_eq!(client.oneshot(Get).await.unwrap(), 203);
     assert_eq!(*calls.lock().unwrap(), [0, 1, 2, 3]);
+}
+
+/// The hedge goes out first, then the first try fails: its retry leaves out whom the hedge has.
+#[tokio::test(start_paused = true)]
+async fn a_retry_below_a_hedge_leaves_out_whom_the_hedge_has() {
+    let (calls, make) = backends(|endpoint| match endpoint {
+        0 => (ms(20), Act::Fail(ErrorKind::Other)),
+        1 => (ms(0), Act::Hang),
+        _ => (ms(1), Act::Answer(202)),
+    });
+    let budget = Budget::new().ratio(1.0);
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(ms(10), Idempotent::all()).budget(budget.drawing()))
+        .layer(
+            FailoverLayer::new(Idempotent::all())
+                .backoff(ms(0), ms(0))
+                .budget(budget.clone()),
+        )
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed(0..3))
+        .service(make);
+    let start = Instant::now();
+    assert_eq!(client.oneshot(Get).await.unwrap(), 202);
+    assert!(start.elapsed() < ms(30));
+    assert_eq!(*calls.lock().unwrap(), [0, 1, 2]);
+    // One first try, one hedge, one retry.
+    assert_eq!(budget.balance(), 100.0 + 1.0 - 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_another_endpoint_there_is_no_hedge_and_nothing_is_paid() {
+    let (calls, make) = one_slow(ms(100), Act::Answer(200));
+    let budget = Budget::new();
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(ms(10), Idempotent::all()).budget(budget.clone()))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0]))
+        .service(make);
+    assert_eq!(client.oneshot(Get).await.unwrap(), 200);
+    assert_eq!(*calls.lock().unwrap(), [0]);
+    assert_eq!(budget.balance(), 100.2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hedges_that_nobody_is_ready_for_are_not_paid() {
+    let servers = servers(&[Behaviour::Hang, Behaviour::Answer(ms(0))]);
+    servers[1].allow(0);
+    let budget = Budget::new().minimum(1).ratio(0.0);
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(ms(10), Idempotent::all()).budget(budget.clone()))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed(0..2))
+        .service(factory(&servers));
+    for _ in 0..50 {
+        assert!(timeout(ms(50), client.clone().oneshot(())).await.is_err());
+    }
+    assert_eq!(budget.balance(), 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_hears_of_pushback_up_to_the_longest() {
+    for (pause, answered, sent) in [(ms(700), 201, 2), (secs(86_400), 503, 1)] {
+        let (calls, make) = one_slow(Duration::ZERO, Act::Answer(503));
+        let client = ServiceBuilder::new()
+            .layer(HedgeLayer::after(ms(10), ComeBack(pause)))
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..2))
+            .service(make);
+        let start = Instant::now();
+        assert_eq!(client.oneshot(Get).await.unwrap(), answered);
+        assert!(start.elapsed() < secs(1));
+        assert_eq!(calls.lock().unwrap().len(), sent);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_delay_at_all_sends_two_at_once_and_does_not_spin() {
+    let (calls, make) = one_slow(ms(100), Act::Answer(200));
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(Duration::ZERO, Idempotent::all()))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed(0..2))
+        .service(make);
+    assert_eq!(client.oneshot(Get).await.unwrap(), 201);
+    assert_eq!(*calls.lock().unwrap(), [0, 1]);
+    let servers = servers(&[Behaviour::Answer(ms(0))]);
+    servers[0].allow(0);
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(Duration::ZERO, Idempotent::all()))
+        .layer(BalanceLayer::new(RingHash::by(|(): &()| b"key")))
+        .layer(fixed([0]))
+        .service(factory(&servers));
+    let mut polls = 0;
+    let mut answer = std::pin::pin!(client.oneshot(()));
+    let waiting = std::future::poll_fn(|cx| {
+        polls += 1;
+        answer.as_mut().poll(cx)
+    });
+    assert!(timeout(ms(100), waiting).await.is_err());
+    assert!(polls < 300, "{polls} polls in 100 ms");
+}
+
+/// What the policy does not try again is an answer, error or not, whichever try it comes from.
+#[tokio::test(start_paused = true)]
+async fn a_hedges_error_that_is_an_answer_wins() {
+    #[derive(Clone, Copy, Debug)]
+    struct NotFoundIsAnAnswer;
+    impl Classify<u16, BoxError> for NotFoundIsAnAnswer {
+        fn classify(&self, answer: Result<&u16, &BoxError>) -> Outcome {
+            let kind = answer
+                .err()
+                .and_then(|error| error.downcast_ref::<io::Error>());
+            match kind.map(io::Error::kind) {
+                Some(ErrorKind::NotFound) | None => Outcome::Success,
+                _ => Outcome::Failure,
+            }
+        }
+    }
+    let (_, make) = backends(|endpoint| match endpoint {
+        0 => (secs(10), Act::Answer(200)),
+        _ => (ms(1), Act::Fail(ErrorKind::NotFound)),
+    });
+    let policy = Idempotent::all().classify(NotFoundIsAnAnswer);
+    let client = ServiceBuilder::new()
+        .layer(HedgeLayer::after(ms(10), policy))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed(0..2))
+        .service(make);
+    let start = Instant::now();
+    assert!(client.oneshot(Get).await.unwrap_err().is::<io::Error>());
+    assert!(start.elapsed() <= ms(12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_failures_are_named_whichever_comes_first() {
+    for first in [15, 50] {
+        let (_, make) = backends(move |endpoint| {
+            let after = if endpoint == 0 { first } else { 20 };
+            (ms(after), Act::Fail(ErrorKind::Other))
+        });
+        let client = ServiceBuilder::new()
+            .layer(HedgeLayer::after(ms(10), Idempotent::all()))
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..2))
+            .service(make);
+        let error = client.oneshot(Get).await.unwrap_err();
+        let expected = if first == 15 { ["0", "1"] } else { ["1", "0"] };
+        assert_eq!(names(&error), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loser_is_let_go_though_the_winners_future_is_held() {
+    let (_, make) = one_slow(secs(1), Act::Answer(200));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(InOrder))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(0..2))
+        .service(make);
+    let mut client = HedgeLayer::after(ms(10), Idempotent::all()).layer(balance.clone());
+    let mut answer = std::pin::pin!(client.ready().await.unwrap().call(Get));
+    assert_eq!(answer.as_mut().await.unwrap(), 201);
+    let members = balance.endpoints();
+    assert!(
+        members
+            .iter()
+            .all(|member| member.service().in_flight() == 0)
+    );
 }
 
 /// Dean and Barroso's figure: LogN(ln 4, .4) with 2 % of stragglers U(100, 2000), a hedge after 10. In seconds, for tokio's
