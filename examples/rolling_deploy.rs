@@ -1,22 +1,23 @@
 //! Four HTTP servers are replaced one by one under load, and no request fails.
 //!
-//! Each old server is drained first (weight 0: no new requests), then taken out of the set, and stopped only when its
-//! requests are done; its successor joins on another port. One of them skips all that and just dies: that is what the
-//! failover is for.
+//! Each old server is drained first (weight 0: no new requests), taken out of the set when its requests are done, and
+//! stopped then; its successor joins on another port. In the end one of the new ones just dies, without notice: that is
+//! what the failover is for.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use http_body_util::Empty;
 use hyper::{
-    Method, Request, Response, Uri, body::Bytes, server::conn::http1, service::service_fn,
+    Method, Request, Response, StatusCode, Uri, body::Bytes, server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -29,10 +30,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 use tower_lb::{
-    BalanceLayer, Endpoint, FailoverLayer, OutlierLayer, P2c, PendingRequestsLayer, Target,
-    WatchLayer, each, http::HttpRetry,
+    BalanceLayer, Endpoint, FailoverLayer, InFlight, OutlierLayer, P2c, PendingRequestsLayer,
+    Target, WatchLayer, each, http::HttpRetry,
 };
 
 const SERVERS: usize = 4;
@@ -156,55 +157,68 @@ async fn main() -> Result<(), BoxError> {
     let (targets, rx) = watch::channel(list(&registry));
 
     let client = ServiceBuilder::new()
-        .layer(FailoverLayer::new(HttpRetry::new()))
         .layer(BalanceLayer::new(P2c::default()))
         .layer(OutlierLayer::default())
         .layer(each(PendingRequestsLayer::default()))
         .layer(WatchLayer::new(rx))
         .service(connect);
+    let failover = FailoverLayer::new(HttpRetry::new()).layer(client.clone());
 
     // The load: so many callers, each with one request after the other.
     let tally = Arc::new(Mutex::new(Tally::default()));
+    let stop = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..CONCURRENCY)
-        .map(|_| tokio::spawn(call(client.clone(), tally.clone())))
+        .map(|_| tokio::spawn(call(failover.clone(), tally.clone(), stop.clone())))
         .collect();
     let answered = || tally.lock().map_or(0, |tally| tally.answered);
 
     sleep(Duration::from_millis(300)).await;
     let mut successors = Vec::new();
-    for (turn, old) in servers.into_iter().enumerate() {
+    for old in servers {
         let before = answered();
         let address = old.address;
         let new = Server::start().await?;
         registry.insert(new.address, 1);
         targets.send_replace(list(&registry));
-        let (how, served) = if turn + 1 < SERVERS {
-            // Drain: no new requests, those under way go on.
-            registry.insert(address, 0);
-            targets.send_replace(list(&registry));
-            sleep(Duration::from_millis(100)).await;
-            registry.remove(&address);
-            targets.send_replace(list(&registry));
-            let served = timeout(Duration::from_secs(5), old.shut_down()).await??;
-            ("drained", served)
-        } else {
-            // No notice at all: the registry hears of it later.
-            let served = old.kill();
-            sleep(Duration::from_millis(200)).await;
-            registry.remove(&address);
-            targets.send_replace(list(&registry));
-            ("killed", served)
+        // Drain: no new requests, those under way go on.
+        registry.insert(address, 0);
+        targets.send_replace(list(&registry));
+        let is_busy = || {
+            let members = client.endpoints();
+            let mut members = members.iter();
+            let member = members.find(|member| *member.endpoint().address() == address);
+            member.is_some_and(|member| member.weight() > 0 || member.service().in_flight() > 0)
         };
+        while is_busy() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        registry.remove(&address);
+        targets.send_replace(list(&registry));
+        let served = timeout(Duration::from_secs(5), old.shut_down()).await??;
         sleep(Duration::from_millis(200)).await;
         println!(
-            "{address} {how} after {served} requests; {} took its place; {} answers meanwhile",
+            "{address} was drained after {served} requests; {} took its place; {} answers meanwhile",
             new.address,
             answered() - before,
         );
         successors.push(new);
     }
+    // No notice at all: the registry hears of it later.
+    let before = answered();
+    if let Some(unlucky) = successors.pop() {
+        let address = unlucky.address;
+        let served = unlucky.kill();
+        sleep(Duration::from_millis(200)).await;
+        registry.remove(&address);
+        targets.send_replace(list(&registry));
+        println!(
+            "{address} was killed after {served} requests; {} answers meanwhile",
+            answered() - before
+        );
+    }
+    stop.store(true, Relaxed);
     for caller in callers {
-        caller.abort();
+        caller.await?;
     }
     let tally = tally.lock().map_err(|_| "a caller panicked")?;
     println!(
@@ -222,18 +236,19 @@ async fn main() -> Result<(), BoxError> {
     }
 }
 
-async fn call<S>(client: S, tally: Arc<Mutex<Tally>>)
+async fn call<S>(client: S, tally: Arc<Mutex<Tally>>, stop: Arc<AtomicBool>)
 where
-    S: Service<Request<Body>, Error = BoxError> + Clone,
+    S: Service<Request<Body>, Response = Response<hyper::body::Incoming>, Error = BoxError> + Clone,
 {
-    loop {
+    while !stop.load(Relaxed) {
         let mut request = Request::new(Body::new());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = Uri::from_static("/");
         let answer = client.clone().oneshot(request).await;
         if let Ok(mut tally) = tally.lock() {
             match answer {
-                Ok(_) => tally.answered += 1,
+                Ok(response) if response.status() == StatusCode::OK => tally.answered += 1,
+                Ok(response) => tally.errors.push(response.status().to_string()),
                 Err(error) => tally.errors.push(error.to_string()),
             }
         }

@@ -584,6 +584,16 @@ impl Seen {
         reads.len()
     }
 
+    fn writes_tried_again(&self) -> usize {
+        let mut tries: BTreeMap<u64, usize> = BTreeMap::new();
+        for call in &self.calls {
+            if let By::Write(number) = call.by {
+                *tries.entry(number).or_default() += 1;
+            }
+        }
+        tries.values().filter(|&&tries| tries > 1).count()
+    }
+
     fn failures(&self, from: Duration, to: Duration) -> usize {
         let between = self
             .answers
@@ -722,7 +732,7 @@ fn failover_loses_nothing_and_executes_no_write_twice() {
         .ok()
         .and_then(|seeds| seeds.parse().ok())
         .unwrap_or(10);
-    let mut reads = 0;
+    let (mut reads, mut writes_tried_again) = (0, 0);
     let mut writes: BTreeMap<String, usize> = BTreeMap::new();
     for fault in [
         Fault::Crash,
@@ -742,10 +752,16 @@ fn failover_loses_nothing_and_executes_no_write_twice() {
             println!("{fault:?} with failover, seed {seed}");
             let (seen, _) = run(fault, seed, Failover::On);
             reads += seen.check_failover();
+            writes_tried_again += seen.writes_tried_again();
             let lost = seen.answers.iter().filter(|a| !a.ok && !a.by.is_read());
             *writes.entry(format!("{fault:?}")).or_default() += lost.count();
         }
     }
     println!("0 of {reads} reads were lost; of the writes, 300 a run, in {seeds} runs: {writes:?}");
+    println!("{writes_tried_again} writes were tried again: they had not been sent");
     assert!(reads >= 10_000 * seeds as usize);
+    assert!(
+        writes_tried_again > seeds as usize,
+        "or the law says little"
+    );
 }

@@ -711,6 +711,16 @@ async fn a_try_that_was_never_sent_names_no_endpoint() {
     assert_eq!(answer.await.unwrap().unwrap(), 1);
 }
 
+/// Takes no answer for a rejection.
+#[derive(Clone, Debug)]
+struct NoRejections;
+
+impl<T, E> Classify<T, E> for NoRejections {
+    fn classify(&self, _: Result<&T, &E>) -> Outcome {
+        Outcome::Ignore
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_turned_away_on_this_side_is_not_tried_again() {
     let (calls, make) = backends(|_| (Duration::ZERO, Act::Answer(200)));
@@ -725,7 +735,7 @@ async fn what_is_turned_away_on_this_side_is_not_tried_again() {
     let (tried, make) = backends(|_| (Duration::ZERO, Act::Fail(ErrorKind::Other)));
     let client = ServiceBuilder::new()
         .layer(FailoverLayer::new(Idempotent::all()).attempts(2))
-        .layer(AdaptiveThrottleLayer::default().k(100.0))
+        .layer(AdaptiveThrottleLayer::default().classify(NoRejections))
         .layer(LimitLayer::new(10))
         .layer(BalanceLayer::new(InOrder))
         .layer(fixed([0, 1]))
