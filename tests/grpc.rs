@@ -4,8 +4,8 @@
 #[path = "../examples/support/greeter.rs"]
 mod greeter;
 
-use greeter::{GrpcServer, count, say};
 use ::http::Request;
+use greeter::{GrpcServer, count, say};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tonic::{body::Body, transport::Channel};

@@ -1,14 +1,9 @@
-use std::{
-    cell::Cell,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use super::tokens::{TOKEN, Tokens};
+use super::{
+    thread_number::thread_number,
+    tokens::{TOKEN, Tokens},
+};
 use crate::metric;
 
 /// Allows retries for a share of the requests, and a few besides.
@@ -25,7 +20,7 @@ use crate::metric;
 /// Defaults: `ttl` 10 s, `minimum` 10 a second, `ratio` .2, as Finagle's: a service that has broken down gets a fifth more
 /// traffic from its clients, and not three times as much.
 ///
-/// Lock-free: a deposit is one atomic operation, a withdrawal one or two and a reading of the clock. Each thread keeps
+/// Lock-free: a deposit is a store, a withdrawal an atomic operation or two and a reading of the clock. Each thread keeps
 /// what it has deposited of late, at most one retry or one deposit, to itself for up to a tenth of the `ttl`: there may be
 /// as much less for another one, and never more than is said above, but for one retry a thread after an idle time.
 ///
@@ -180,7 +175,9 @@ impl Budget {
     #[inline]
     pub(super) fn deposit_many(&self, times: u32) {
         if self.deposits == Deposits::Counted {
-            self.shared.tokens.deposit(times, purse(), metric::now);
+            self.shared
+                .tokens
+                .deposit(times, thread_number(), metric::now);
         }
     }
 
@@ -188,7 +185,7 @@ impl Budget {
     #[inline]
     #[must_use = "a retry that was paid for should be made"]
     pub fn withdraw(&self) -> bool {
-        self.shared.tokens.withdraw(purse(), metric::now)
+        self.shared.tokens.withdraw(thread_number(), metric::now)
     }
 
     /// Gives back what was withdrawn for a retry that was not made.
@@ -201,22 +198,6 @@ impl Budget {
     pub fn balance(&self) -> f64 {
         self.shared.tokens.balance(metric::now()) as f64 / TOKEN as f64
     }
-}
-
-/// Returns the number of this thread's purse.
-#[inline]
-fn purse() -> usize {
-    thread_local! {
-        static PURSE: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    PURSE.with(|purse| {
-        if purse.get() == usize::MAX {
-            // Relaxed: as long as numbers differ, threads are apart.
-            purse.set(NEXT.fetch_add(1, Relaxed));
-        }
-        purse.get()
-    })
 }
 
 impl tower::retry::budget::Budget for Budget {

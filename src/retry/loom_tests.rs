@@ -25,11 +25,11 @@ fn model(check: impl Fn() + Sync + Send + 'static) {
 
 #[test]
 fn loom_no_token_is_taken_twice() {
-    // One token in the reserve, and half a token from each of two threads, of which one has the other's purse.
-    for purses in [[0, 1], [0, 0]] {
+    // One token in the reserve, and half a token from each of two threads, of which one may have no purse.
+    for threads in [[0, 1], [0, 2]] {
         model(move || {
             let tokens = Arc::new(Tokens::new(TOKEN, TOKEN / 2, 1000, 0));
-            let [here, there] = purses;
+            let [here, there] = threads;
             let other = tokens.clone();
             let thread = thread::spawn(move || {
                 other.deposit(1, there, || 1);

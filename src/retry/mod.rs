@@ -91,6 +91,7 @@ mod limit;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
 mod policy;
+mod thread_number;
 mod token_throttle;
 mod tokens;
 mod window;

@@ -5,13 +5,20 @@ use super::{
 
 /// The tokens of a budget: deposited in parts, withdrawn one by one, and gone when they are old.
 ///
-/// Each thread has a purse, a counter that no other one writes as a rule, for what it has deposited of late: up to
-/// a token, or one deposit if that is more. So threads that deposit and withdraw do not meet, as long as each withdraws what it has deposited.
-/// What is in purses is there for their threads alone, until a slot of the window ends and it becomes everybody's.
+/// Each of the first [`PURSES`] threads has a purse, which no other one puts into, for what it has deposited of late: up to
+/// a token, or one deposit if that is more. So threads that deposit and withdraw do not meet, as long as each withdraws what it
+/// has deposited. What is in purses is there for their threads alone, until a slot of the window ends and it becomes everybody's.
 pub(super) struct Tokens {
     all: CacheLine<Window>,
-    purses: [CacheLine<AtomicI64>; PURSES],
+    purses: Box<[CacheLine<Purse>]>,
     deposit: i64,
+}
+
+/// What was put in, and of that what was taken out: two counters that only grow, so that the one who puts in, always the
+/// same thread, needs no atomic operation but a store.
+struct Purse {
+    put: AtomicI64,
+    taken: AtomicI64,
 }
 
 /// Keeps what one thread writes apart from what others do.
@@ -23,44 +30,41 @@ impl Tokens {
     pub(super) fn new(reserve: i64, deposit: i64, ttl_nanos: u64, now: u64) -> Self {
         Self {
             all: CacheLine(Window::new(reserve, ttl_nanos, now)),
-            purses: std::array::from_fn(|_| CacheLine(AtomicI64::new(0))),
+            purses: (0..PURSES).map(|_| CacheLine(Purse::new())).collect(),
             deposit,
         }
     }
 
     /// `now` is asked for when the purse would hold more than a token: as much may be put down to too early a time.
+    ///
+    /// `thread` is the caller's number, which no other thread has.
     #[inline]
-    pub(super) fn deposit(&self, times: u32, purse: usize, now: impl FnOnce() -> u64) {
+    pub(super) fn deposit(&self, times: u32, thread: usize, now: impl FnOnce() -> u64) {
         let parts = self.deposit * i64::from(times);
-        let purse = self.purse(purse);
-        // Relaxed, here and below: numbers of which each counts by itself, and publishes nothing.
-        if purse.load(Relaxed) + parts > TOKEN {
-            self.empty(purse, parts, now());
-        } else {
-            purse.fetch_add(parts, Relaxed);
+        match self.purses.get(thread) {
+            Some(CacheLine(purse)) if purse.parts() + parts <= TOKEN => purse.put(parts),
+            purse => self.deposit_for_all(purse, parts, now()),
         }
     }
 
     /// Takes a token, `now` being asked for unless the purse has just one. // loom: `loom_no_token_is_taken_twice`
     #[inline]
-    pub(super) fn withdraw(&self, purse: usize, now: impl FnOnce() -> u64) -> bool {
-        let purse = self.purse(purse);
+    pub(super) fn withdraw(&self, thread: usize, now: impl FnOnce() -> u64) -> bool {
+        let purse = self.purses.get(thread).map(|purse| &purse.0);
+        let mut parts = purse.map_or(0, Purse::parts);
         // After a long time it may be an old one: one is what a budget is exact to.
-        if purse.load(Relaxed) < 2 * TOKEN && take(purse) {
+        if parts >= TOKEN && purse.is_some_and(Purse::take) {
             return true;
         }
         self.expire(now());
-        let parts = purse.load(Relaxed);
-        if parts >= TOKEN && take(purse) {
-            return true;
+        if let Some(purse) = purse {
+            // What there was before may be everybody's now.
+            parts = purse.parts();
+            if self.all.0.total() < TOKEN && parts > 0 && self.all.0.total() + parts >= TOKEN {
+                self.all.0.add(purse.take_all());
+            }
         }
-        if self.all.0.total() + parts < TOKEN {
-            return false;
-        }
-        if parts != 0 {
-            self.all.0.add(purse.swap(0, Relaxed));
-        }
-        self.all.0.take(TOKEN)
+        self.all.0.total() >= TOKEN && self.all.0.take(TOKEN)
     }
 
     pub(super) fn give_back(&self) {
@@ -76,38 +80,67 @@ impl Tokens {
     /// Returns the parts of tokens that there are.
     pub(super) fn balance(&self, now: u64) -> i64 {
         self.expire(now);
-        let purses = self.purses.iter().map(|purse| purse.0.load(Relaxed));
+        let purses = self.purses.iter().map(|purse| purse.0.parts());
         self.all.0.total() + purses.sum::<i64>()
     }
 
     #[cold]
     #[inline(never)]
-    fn empty(&self, purse: &AtomicI64, parts: i64, now: u64) {
+    fn deposit_for_all(&self, purse: Option<&CacheLine<Purse>>, parts: i64, now: u64) {
         self.expire(now);
-        self.all.0.add(purse.swap(0, Relaxed) + parts);
+        let before = purse.map_or(0, |purse| purse.0.take_all());
+        self.all.0.add(before + parts);
     }
 
     fn expire(&self, now: u64) {
         self.all.0.expire(now, || {
             let purses = self.purses.iter();
-            purses.map(|purse| purse.0.swap(0, Relaxed)).sum()
+            purses.map(|purse| purse.0.take_all()).sum()
         });
-    }
-
-    fn purse(&self, purse: usize) -> &AtomicI64 {
-        &self.purses[purse % PURSES].0
     }
 }
 
-fn take(purse: &AtomicI64) -> bool {
-    let mut parts = purse.load(Relaxed);
-    while parts >= TOKEN {
-        match purse.compare_exchange_weak(parts, parts - TOKEN, Relaxed, Relaxed) {
-            Ok(_) => return true,
-            Err(now) => parts = now,
+// Relaxed throughout: numbers of which each counts by itself, and publishes nothing.
+impl Purse {
+    fn new() -> Self {
+        Self {
+            put: AtomicI64::new(0),
+            taken: AtomicI64::new(0),
         }
     }
-    false
+
+    /// Returns what is in it: to its thread never more than that, to others perhaps less.
+    #[inline]
+    fn parts(&self) -> i64 {
+        let taken = self.taken.load(Relaxed);
+        self.put.load(Relaxed) - taken
+    }
+
+    /// Puts in. By its own thread alone.
+    #[inline]
+    fn put(&self, parts: i64) {
+        let put = self.put.load(Relaxed);
+        self.put.store(put + parts, Relaxed);
+    }
+
+    /// Takes a token out, if there is one.
+    #[inline]
+    fn take(&self) -> bool {
+        let put = self.put.load(Relaxed);
+        let taken = self.taken.fetch_update(Relaxed, Relaxed, |taken| {
+            (put - taken >= TOKEN).then(|| taken + TOKEN)
+        });
+        taken.is_ok()
+    }
+
+    /// Takes out all that is seen to be in it.
+    fn take_all(&self) -> i64 {
+        let put = self.put.load(Relaxed);
+        let taken = self
+            .taken
+            .fetch_update(Relaxed, Relaxed, |taken| (taken < put).then_some(put));
+        taken.map_or(0, |taken| put - taken)
+    }
 }
 
 /// One token, in parts.
@@ -116,8 +149,8 @@ pub(super) const TOKEN: i64 = 1_000_000;
 /// More at once save nothing that can be measured.
 const MOST_AT_ONCE: u32 = 8;
 
-/// As many threads as send at once on all but the largest machines; more share.
+/// As many threads as send at once on all but the largest machines; the others deposit for all.
 #[cfg(not(all(test, tower_lb_loom)))]
-const PURSES: usize = 16;
+const PURSES: usize = 64;
 #[cfg(all(test, tower_lb_loom))]
 const PURSES: usize = 2;
