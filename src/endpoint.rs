@@ -185,6 +185,8 @@ struct State {
     unhealthy: bool,
     /// What missing heartbeats say.
     silent: bool,
+    /// The weight that its own reports amount to.
+    reported: Option<f64>,
     /// Whether the balancer picks it whatever is said against it, for too few others are available.
     revived: bool,
     /// When the status last became another one.
@@ -208,6 +210,7 @@ impl<A> Endpoint<A> {
                 ejected: None,
                 unhealthy: false,
                 silent: false,
+                reported: None,
                 revived: false,
                 since: Instant::now(),
                 driver: Weak::new(),
@@ -265,6 +268,20 @@ impl<A> Endpoint<A> {
     /// Says whether the balancer picks the endpoint whatever is said against it.
     pub(crate) fn set_revived(&self, revived: bool) {
         self.state().revived = revived;
+    }
+
+    /// Returns the weight that the endpoint's own reports amount to, where they count.
+    pub(crate) fn reported(&self) -> Option<f64> {
+        self.state().reported
+    }
+
+    /// Sets the weight that the endpoint's own reports amount to.
+    pub(crate) fn set_reported(&self, weight: Option<f64>) {
+        let mut state = self.state();
+        if state.reported != weight {
+            state.reported = weight;
+            state.wake();
+        }
     }
 
     /// Returns why the endpoint is ejected and until when, also where a failed check hides it in the status.

@@ -7,6 +7,8 @@ mod classify;
 mod completion;
 #[path = "http/keys.rs"]
 mod keys;
+#[path = "http/orca.rs"]
+mod orca;
 #[path = "http/retry.rs"]
 mod retry_http;
 #[path = "http/support.rs"]

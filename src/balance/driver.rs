@@ -18,6 +18,7 @@ use tower::{
 use tracing::{debug, info, warn};
 
 use super::{
+    reported::follow_reports,
     shared::{InPanic, Shared, Snapshot, Standing},
     warmth::Warmths,
 };
@@ -179,6 +180,7 @@ where
                 next_change = Some(next_change.map_or(next, |end| end.min(next)));
             }
         }
+        follow_reports(&mut members);
         let standing = self.judge(shared, available, taking, &mut members);
         if self.in_panic {
             // Those who have just come back are the well ones: they need not stand back for the others.

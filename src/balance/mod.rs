@@ -28,6 +28,7 @@
 mod driver;
 mod future;
 mod layer;
+mod reported;
 mod select;
 mod service;
 mod shared;

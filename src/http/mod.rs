@@ -6,6 +6,7 @@
 //! | when is a request over? | [`CompleteOnBody`], [`CompleteOnFirstData`] |
 //! | what does an answer say of its endpoint? | [`HttpStatus`], [`GrpcStatus`] |
 //! | what is a request spread by? | [`key`] for the [hash policies](crate::hash), [`SessionLayer`] for servers that keep sessions |
+//! | how busy does a server say it is? | [`load_report`], for [`ReportedLayer`](crate::load::ReportedLayer) |
 //! | what may be tried again? | [`HttpRetry`], [`UnsentBody`] for bodies that cannot be cloned, [`retry_after`] |
 //! | which layers may stand between retries and the balancer? | any, between [`TagTriedLayer`] and [`ExcludeTriedLayer`] |
 //!
@@ -50,6 +51,7 @@ mod authority;
 mod classify;
 mod completion;
 pub mod key;
+mod orca;
 mod retry;
 mod retry_after;
 mod session;
@@ -62,6 +64,7 @@ pub use self::{
     },
     classify::{GrpcStatus, HttpStatus},
     completion::{BodiesSayNothing, ClassifyEnd, CompleteOnBody, CompleteOnFirstData, TrackedBody},
+    orca::load_report,
     retry::HttpRetry,
     retry_after::retry_after,
     session::{Session, SessionDiscover, SessionFuture, SessionLayer, Sticky, StickyTable},

@@ -9,6 +9,8 @@
 //! | [`PeakEwma`] | recent peak latency times requests in flight | for servers of different speed or distance, and those that can hang or fail fast |
 //! | [`Constant`] | nothing | for tests, and costs that are known beforehand |
 //!
+//! Where servers say how busy they are, [`ReportedLayer`] makes weights of that.
+//!
 //! # When is a request over?
 //!
 //! When its response future is done, by default ([`CompleteOnResponse`]). A [`TrackCompletion`] of your own
@@ -24,6 +26,8 @@ mod ewma;
 mod loom_tests;
 mod peak_ewma;
 mod pending_requests;
+mod report;
+mod reported;
 mod track;
 
 pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
@@ -35,5 +39,7 @@ pub use self::{
     pending_requests::{
         InTotal, PendingRequests, PendingRequestsHandle, PendingRequestsLayer, SharedTotal, Totals,
     },
+    report::Report,
+    reported::{Reported, ReportedDiscover, ReportedFuture, ReportedLayer},
     track::TrackFuture,
 };

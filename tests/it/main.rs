@@ -11,6 +11,7 @@ mod health;
 mod laws;
 mod load;
 mod policies;
+mod reported;
 mod retry;
 mod support;
 mod tower_itself;
