@@ -71,6 +71,8 @@ pub mod health;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod http;
+#[cfg(all(test, tower_lb_loom))]
+mod interleavings;
 pub mod load;
 pub mod metric;
 pub mod policy;

@@ -1,9 +1,6 @@
 //! Every interleaving of two threads, for what is lock-free here; `.ci/run` says how to run them.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
 
 use loom::{sync::Arc, thread};
 
@@ -11,25 +8,13 @@ use super::{
     ages::Ages,
     ewma::{Level, Settings},
 };
+use crate::interleavings::model;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
 
 fn settings() -> Settings {
     Settings::new(Duration::from_secs(10), Duration::from_secs(5))
-}
-
-/// Runs every interleaving; one alone would mean that nothing was tried.
-fn model(check: impl Fn() + Sync + Send + 'static) {
-    let runs = std::sync::Arc::new(AtomicUsize::new(0));
-    let counted = runs.clone();
-    loom::model(move || {
-        counted.fetch_add(1, Relaxed);
-        check();
-    });
-    let runs = runs.load(Relaxed);
-    println!("{runs} interleavings");
-    assert!(runs > 1);
 }
 
 #[test]

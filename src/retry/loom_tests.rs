@@ -1,7 +1,5 @@
 //! Every interleaving of two threads, for what is lock-free here; `.ci/run` says how to run them.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
 use loom::{sync::Arc, thread};
 
 use super::{
@@ -9,19 +7,7 @@ use super::{
     tokens::{TOKEN, Tokens},
     window::Window,
 };
-
-/// Runs every interleaving; one alone would mean that nothing was tried.
-fn model(check: impl Fn() + Sync + Send + 'static) {
-    let runs = std::sync::Arc::new(AtomicUsize::new(0));
-    let counted = runs.clone();
-    loom::model(move || {
-        counted.fetch_add(1, Relaxed);
-        check();
-    });
-    let runs = runs.load(Relaxed);
-    println!("{runs} interleavings");
-    assert!(runs > 1);
-}
+use crate::interleavings::model;
 
 #[test]
 fn loom_no_token_is_taken_twice() {

@@ -11,7 +11,9 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("metric", &[]),
     ("chance", &[]),
-    ("load", &["endpoint", "error", "metric"]),
+    // For tests alone.
+    ("interleavings", &[]),
+    ("load", &["endpoint", "error", "metric", "interleavings"]),
     ("discover", &["endpoint", "error"]),
     ("policy", &["endpoint", "error", "metric", "chance"]),
     // It reads what an outcome is.
@@ -27,7 +29,14 @@ const FLOORS: &[(&str, &[&str])] = &[
     (
         "retry",
         &[
-            "endpoint", "error", "metric", "chance", "load", "policy", "balance",
+            "endpoint",
+            "error",
+            "metric",
+            "chance",
+            "load",
+            "policy",
+            "balance",
+            "interleavings",
         ],
     ),
     (
