@@ -21,8 +21,10 @@ use crate::metric;
 /// traffic from its clients, and not three times as much.
 ///
 /// Lock-free: a deposit is a store, a withdrawal an atomic operation or two and a reading of the clock. Each thread keeps
-/// what it has deposited of late, at most one retry or one deposit, to itself for up to a tenth of the `ttl`: there may be
+/// what it has deposited of late, at most one retry, to itself for up to a tenth of the `ttl`: there may be
 /// as much less for another one, and never more than is said above, but for one retry a thread after an idle time.
+///
+/// A budget takes 8 KiB, for that is kept apart for each thread.
 ///
 /// tower's `Retry` can use it: it implements [`tower::retry::budget::Budget`].
 ///

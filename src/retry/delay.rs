@@ -1,7 +1,5 @@
 use std::time::Duration;
 
-use crate::metric;
-
 #[cfg(feature = "hdrhistogram")]
 pub(super) use self::measured::Measured;
 
@@ -15,6 +13,7 @@ pub(super) enum Delay {
 
 /// When a first try began, where that is of interest.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "hdrhistogram"), allow(dead_code))] // a fixed delay does not ask
 pub(super) struct Began(Option<u64>);
 
 impl Delay {
@@ -36,23 +35,21 @@ impl Delay {
         Began(match self {
             Self::Fixed(_) => None,
             #[cfg(feature = "hdrhistogram")]
-            Self::Measured(_) => Some(metric::now()),
+            Self::Measured(_) => Some(crate::metric::now()),
         })
     }
 
     /// Takes how long a first try has taken: until its answer, or that of the hedge which was faster. The
     /// latter is less than the truth, but without it the percentile would fall with every hedge.
     pub(super) fn end(&self, began: Began) {
-        let Began(Some(began)) = began else {
-            return;
-        };
-        let now = metric::now();
-        match self {
-            Self::Fixed(_) => {}
+        match (self, began) {
             #[cfg(feature = "hdrhistogram")]
-            Self::Measured(measured) => measured.record(now.saturating_sub(began), now),
+            (Self::Measured(measured), Began(Some(began))) => {
+                let now = crate::metric::now();
+                measured.record(now.saturating_sub(began), now);
+            }
+            _ => {}
         }
-        let _ = (began, now);
     }
 }
 
@@ -87,7 +84,7 @@ mod measured {
 
     impl Measured {
         pub(in super::super) fn new(share: f64) -> Self {
-            // Three significant bits of a decimal digit would do: to within 1 %.
+            // Two significant digits: to within 1 %.
             let histogram = || {
                 Histogram::new_with_bounds(1, LONGEST_MICROS, 2)
                     .expect("bounds and digits are such that histograms have")

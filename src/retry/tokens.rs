@@ -6,7 +6,7 @@ use super::{
 /// The tokens of a budget: deposited in parts, withdrawn one by one, and gone when they are old.
 ///
 /// Each of the first [`PURSES`] threads has a purse, which no other one puts into, for what it has deposited of late: up to
-/// a token, or one deposit if that is more. So threads that deposit and withdraw do not meet, as long as each withdraws what it
+/// a token; a larger deposit is everybody's at once. So threads that deposit and withdraw do not meet, as long as each withdraws what it
 /// has deposited. What is in purses is there for their threads alone, until a slot of the window ends and it becomes everybody's.
 pub(super) struct Tokens {
     all: CacheLine<Window>,

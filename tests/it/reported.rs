@@ -11,7 +11,7 @@ use tower_lb::{
 
 use crate::support::*;
 
-/// Two servers that say what is in the list; returns how many of 300 requests each gets, at each of these times.
+/// Three servers that say what is in the list; returns how many of 300 requests each gets, at each of these times.
 async fn shares<P>(policy: P, reports: [Option<Report>; 3], at: &[u64]) -> Vec<[usize; 3]>
 where
     P: Policy<usize, load::Reported<PendingRequests<Answers>, usize, Read>, ()> + Clone,

@@ -109,7 +109,7 @@ fn is_get(request: &Verb) -> bool {
     *request == Get
 }
 
-/// Calls `n` servers by `RoundRobin`; the first one by number of those untried.
+/// Always the first that may be picked, so that who is tried next is known.
 #[derive(Clone, Debug)]
 struct InOrder;
 
