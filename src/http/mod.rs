@@ -6,7 +6,8 @@
 //! | when is a request over? | [`CompleteOnBody`], [`CompleteOnFirstData`] |
 //! | what does an answer say of its endpoint? | [`HttpStatus`], [`GrpcStatus`] |
 //! | what is a request spread by? | [`key`] for the [hash policies](crate::hash), [`SessionLayer`] for servers that keep sessions |
-//! | how busy does a server say it is? | [`load_report`], for [`ReportedLayer`](crate::load::ReportedLayer) |
+//! | how much can a server do, as it says? | [`load_report`], for weights by [`ReportedWeightsLayer`](crate::load::ReportedWeightsLayer) |
+//! | how much has it in hand, as it says? | [`load_number`], [`load_metric`], for loads by [`ReportedLayer`](crate::load::ReportedLayer) |
 //! | what may be tried again? | [`HttpRetry`], [`UnsentBody`] for bodies that cannot be cloned, [`retry_after`] |
 //! | which layers may stand between retries and the balancer? | any, between [`TagTriedLayer`] and [`ExcludeTriedLayer`] |
 //!
@@ -64,7 +65,7 @@ pub use self::{
     },
     classify::{GrpcStatus, HttpStatus},
     completion::{BodiesSayNothing, ClassifyEnd, CompleteOnBody, CompleteOnFirstData, TrackedBody},
-    orca::load_report,
+    orca::{load_metric, load_number, load_report},
     retry::HttpRetry,
     retry_after::retry_after,
     session::{Session, SessionDiscover, SessionFuture, SessionLayer, Sticky, StickyTable},

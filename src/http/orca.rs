@@ -1,10 +1,10 @@
-use http::Response;
+use http::{HeaderName, Response};
 
 use crate::load::Report;
 
 /// Reads what a server reports of its load: ORCA's header `endpoint-load-metrics`, as text or JSON.
 ///
-/// For [`ReportedLayer`](crate::load::ReportedLayer). The utilization is `application_utilization`, or else
+/// For [`ReportedWeightsLayer`](crate::load::ReportedWeightsLayer). The utilization is `application_utilization`, or else
 /// `cpu_utilization`; the rates are `rps_fractional` (or the older `rps`) and `eps`.
 ///
 /// ```text
@@ -12,38 +12,87 @@ use crate::load::Report;
 /// endpoint-load-metrics: JSON {"application_utilization": 0.7, "rps_fractional": 120}
 /// ```
 ///
-/// Fields that are not known are passed over; a header that cannot be read is none.
+/// Fields that are not known are passed over; a header that cannot be read is none. Headers alone are read: not trailers, and not
+/// the binary form that gRPC servers put there.
 ///
 /// Source: [ORCA](https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto), Envoy's load report headers.
 #[must_use]
 pub fn load_report<B>(response: &Response<B>) -> Option<Report> {
-    let header = response.headers().get("endpoint-load-metrics")?;
-    let (format, metrics) = header.to_str().ok()?.trim().split_once(' ')?;
-    match format {
-        "TEXT" => text(metrics),
-        "JSON" => json(metrics),
-        _ => None,
+    let metrics = Metrics::of(response)?;
+    let application = metrics.get("application_utilization");
+    let utilization = application
+        .filter(|value| *value > 0.0)
+        .or_else(|| metrics.get("cpu_utilization"))?;
+    let qps = metrics.get("rps_fractional").or_else(|| metrics.get("rps"));
+    let report = Report::new(utilization, qps.unwrap_or(0.0));
+    Some(report.eps(metrics.get("eps").unwrap_or(0.0)))
+}
+
+/// Reads one metric from ORCA's header `endpoint-load-metrics`: for [`ReportedLayer`](crate::load::ReportedLayer), a named one
+/// in which servers say how many requests they have in hand.
+///
+/// ```text
+/// endpoint-load-metrics: TEXT cpu_utilization=0.3,named_metrics.in_flight=12
+/// endpoint-load-metrics: JSON {"cpu_utilization": 0.3, "named_metrics": {"in_flight": 12}}
+/// ```
+///
+/// ```
+/// use tower_lb::{http::load_metric, load::ReportedLayer};
+///
+/// let layer = ReportedLayer::new(load_metric::<Vec<u8>>("named_metrics.in_flight"));
+/// # let _ = layer;
+/// ```
+pub fn load_metric<B>(name: &'static str) -> impl Fn(&Response<B>) -> Option<f64> + Clone {
+    move |response| Metrics::of(response)?.get(name)
+}
+
+/// Reads a bare number from a header of your own, for [`ReportedLayer`](crate::load::ReportedLayer).
+///
+/// ```
+/// use http::HeaderName;
+/// use tower_lb::{http::load_number, load::ReportedLayer};
+///
+/// let layer = ReportedLayer::new(load_number::<Vec<u8>>(HeaderName::from_static("x-in-flight")));
+/// # let _ = layer;
+/// ```
+pub fn load_number<B>(header: HeaderName) -> impl Fn(&Response<B>) -> Option<f64> + Clone {
+    move |response| number(response.headers().get(&header)?.to_str().ok()?)
+}
+
+/// What the header says, by name.
+enum Metrics<'a> {
+    Text(&'a str),
+    Json(serde_json::Value),
+}
+
+impl<'a> Metrics<'a> {
+    fn of<B>(response: &'a Response<B>) -> Option<Self> {
+        let header = response.headers().get("endpoint-load-metrics")?;
+        let (format, metrics) = header.to_str().ok()?.trim().split_once(' ')?;
+        match format {
+            "TEXT" => Some(Self::Text(metrics)),
+            "JSON" => serde_json::from_str(metrics).ok().map(Self::Json),
+            _ => None,
+        }
+    }
+
+    /// Finds a metric; one within another is named `outer.inner` in both forms.
+    fn get(&self, name: &str) -> Option<f64> {
+        match self {
+            Self::Text(metrics) => {
+                let mut pairs = metrics.split(',').filter_map(|pair| pair.split_once('='));
+                let (_, value) = pairs.find(|(key, _)| key.trim() == name)?;
+                number(value)
+            }
+            Self::Json(metrics) => match name.split_once('.') {
+                Some((outer, inner)) => metrics.get(outer)?.get(inner)?.as_f64(),
+                None => metrics.get(name)?.as_f64(),
+            },
+        }
     }
 }
 
-fn text(metrics: &str) -> Option<Report> {
-    report(|name| {
-        let mut pairs = metrics.split(',').filter_map(|pair| pair.split_once('='));
-        let (_, value) = pairs.find(|(key, _)| key.trim() == name)?;
-        value.trim().parse().ok()
-    })
-}
-
-fn json(metrics: &str) -> Option<Report> {
-    let metrics: serde_json::Value = serde_json::from_str(metrics).ok()?;
-    report(|name| metrics.get(name)?.as_f64())
-}
-
-/// Makes the report of its metrics; `None` if there is no utilization.
-fn report(metric: impl Fn(&str) -> Option<f64>) -> Option<Report> {
-    let application = metric("application_utilization").filter(|value| *value > 0.0);
-    let utilization = application.or_else(|| metric("cpu_utilization"))?;
-    let qps = metric("rps_fractional").or_else(|| metric("rps"));
-    let report = Report::new(utilization, qps.unwrap_or(0.0));
-    Some(report.eps(metric("eps").unwrap_or(0.0)))
+fn number(text: &str) -> Option<f64> {
+    let number: f64 = text.trim().parse().ok()?;
+    number.is_finite().then_some(number)
 }

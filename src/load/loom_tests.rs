@@ -7,6 +7,7 @@ use loom::{sync::Arc, thread};
 use super::{
     ages::Ages,
     ewma::{Level, Settings},
+    reported::LastReport,
 };
 use crate::interleavings::model;
 
@@ -80,5 +81,23 @@ fn loom_no_cancellation_is_lost() {
         // Two in a row, of a second each, stand for a second; to within the tick of the count.
         let peak = level.read().peak(settings());
         assert!(SECOND - peak < 2048, "{peak} ns");
+    });
+}
+
+#[test]
+fn loom_a_report_is_never_older_than_its_time() {
+    model(|| {
+        let report = Arc::new(LastReport::default());
+        let writer = report.clone();
+        // The load is the time, so that the pair can be told.
+        let thread = thread::spawn(move || {
+            writer.set(1.0, 1);
+            writer.set(2.0, 2);
+        });
+        if let Some((load, reported_at)) = report.get() {
+            assert!(load >= reported_at as f64, "{load} at {reported_at}");
+        }
+        thread.join().unwrap();
+        assert_eq!(report.get(), Some((2.0, 2)));
     });
 }

@@ -7,9 +7,10 @@
 //! |---|---|---|
 //! | [`PendingRequests`] | requests in flight | by default: cheapest, and right wherever slowness makes requests pile up |
 //! | [`PeakEwma`] | recent peak latency times requests in flight | for servers of different speed or distance, and those that can hang or fail fast |
+//! | [`Reported`] | what servers say they have in hand, while that is young, and requests in flight | where many clients share the servers, and these report |
 //! | [`Constant`] | nothing | for tests, and costs that are known beforehand |
 //!
-//! Where servers say how busy they are, [`ReportedLayer`] makes weights of that.
+//! Where servers say how much they could do, [`ReportedWeightsLayer`] makes weights of that.
 //!
 //! # When is a request over?
 //!
@@ -28,6 +29,7 @@ mod peak_ewma;
 mod pending_requests;
 mod report;
 mod reported;
+mod reported_weights;
 mod track;
 
 pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
@@ -40,6 +42,9 @@ pub use self::{
         InTotal, PendingRequests, PendingRequestsHandle, PendingRequestsLayer, SharedTotal, Totals,
     },
     report::Report,
-    reported::{Reported, ReportedDiscover, ReportedFuture, ReportedLayer},
+    reported::{Reported, ReportedFuture, ReportedLayer, ReportedLoad},
+    reported_weights::{
+        ReportedWeights, ReportedWeightsDiscover, ReportedWeightsFuture, ReportedWeightsLayer,
+    },
     track::TrackFuture,
 };

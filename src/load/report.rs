@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a server says of its own load: see [`ReportedLayer`](super::ReportedLayer).
+/// What a server says of its own load: see [`ReportedWeightsLayer`](super::ReportedWeightsLayer).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
@@ -24,7 +24,7 @@ pub(super) struct Clocks {
 
 /// A server's weight by its reports.
 #[derive(Debug, Default)]
-pub(super) struct ReportedWeight {
+pub(super) struct WeightByReports {
     /// When reports began, and when the last one came.
     since: Option<(Instant, Instant)>,
     weight: f64,
@@ -70,7 +70,7 @@ impl Report {
     }
 }
 
-impl ReportedWeight {
+impl WeightByReports {
     /// Takes a report; one that says nothing is as none.
     pub(super) fn report(&mut self, report: &Report, clocks: &Clocks, now: Instant) {
         let Some(weight) = report.weight(clocks.error_penalty) else {
@@ -130,7 +130,7 @@ mod tests {
         };
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut weight = ReportedWeight::default();
+        let mut weight = WeightByReports::default();
         assert_eq!(weight.get(&clocks, at(0)), None);
         weight.report(&Report::new(0.5, 100.0), &clocks, at(0));
         assert_eq!(weight.get(&clocks, at(9_999)), None);
@@ -147,7 +147,7 @@ mod tests {
             blackout: Duration::ZERO,
             ..clocks
         };
-        let mut weight = ReportedWeight::default();
+        let mut weight = WeightByReports::default();
         weight.report(&Report::new(1.0, 7.0), &now, at(5_000));
         assert_eq!(weight.get(&now, at(0)), Some(7.0));
     }

@@ -1,269 +1,294 @@
 use std::{
-    collections::HashMap,
+    cmp::Ordering,
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_util::{Stream, TryStream};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
-use tower::{
-    Layer, Service,
-    discover::{Change, Discover},
-};
+use tower::{Layer, Service, load::Load};
 
-use super::{
-    Load, Report,
-    report::{Clocks, ReportedWeight},
-};
-use crate::{
-    endpoint::{Address, Endpoint},
-    metric::{InFlight, TotalInFlight},
-};
+use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
+use crate::metric::{self, Cost, InFlight, PickClock, TotalInFlight};
 
-/// Gives endpoints the weights that their own reports amount to.
+/// Measures a service by the requests that its server reports to have in hand, while the report is young.
 ///
-/// Every response is read for a [`Report`]. An endpoint's weight becomes the requests a second that it would do at full
-/// load, less a penalty for its errors:
+/// A client that is one of many learns little of a server from its own requests there. This tracker adds what the
+/// server says of itself with each response, as far as it can still be true: the load is
 ///
 /// ```text
-/// weight = qps / (utilization + eps / qps * error_penalty)
+/// own + mean + (reported - mean) * e^(-age / decay)
 /// ```
 ///
-/// times the weight that discovery gave it, and relative to those of the others. Every policy that looks at weights follows:
-/// [`WeightedRoundRobin`](crate::WeightedRoundRobin), as in gRPC, and [`P2c`](crate::P2c), which draws by weight and compares loads in
-/// proportion to it; hashing does not. An endpoint without reports has the mean weight of the others; with fewer than two
-/// that report, all weights are what discovery says.
+/// where *own* is the load of the service within, requests in flight from here, *reported* the last report, *age*
+/// that report's, and *mean* that of some 32 last reports from all endpoints. So a report counts in full when it comes, and fades to
+/// what is known of a server that was not heard of lately. Without any reports it is the service's own load.
 ///
-/// Defaults, gRPC's: reports count 10 s after an endpoint's first (blackout), for 180 s each (expiry); weights are set
-/// every second; the penalty is 1.
+/// What that is worth: 100 servers at 90 % of what they can do, each response with a report; mean time in
+/// the system, in those of a request's service.
+///
+/// | clients | policy | own requests alone | reports that age | that do not |
+/// |---|---|---|---|---|
+/// | 100 | [`P2c`](crate::P2c) | 7.0 | 6.1 | 7.8 |
+/// | 100 | [`LeastLoaded`](crate::LeastLoaded) | 7.2 | 2.7 | 3.2 |
+/// | 10 | [`P2c`](crate::P2c) | 4.2 | 3.8 | 4.7 |
+/// | 10 | [`LeastLoaded`](crate::LeastLoaded) | 3.7 | 1.7 | 1.6 |
+/// | 1 | [`P2c`](crate::P2c) | 2.65 | 2.68 | 2.70 |
+///
+/// A server that fails fast has little in hand: put outlier detection beside it.
+///
+/// Cost of a request: where its response has a report, one reading of the clock and three atomic stores, one of
+/// them to a line that all endpoints share; no lock, no allocation. Of a pick: a reading of the clock, but where
+/// [`PickClock`] says otherwise.
+pub struct Reported<S, F> {
+    service: S,
+    read: F,
+    server: Arc<Server>,
+}
+
+/// Wraps services with [`Reported`], around a tracker of requests in flight.
 ///
 /// ```
-/// use tower_lb::load::{Report, ReportedLayer};
+/// # use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// # use tower_lb::*;
+/// use tower_lb::load::ReportedLayer;
 ///
-/// # struct Answer { busy: f64, served: f64 }
-/// let layer = ReportedLayer::new(|answer: &Answer| Some(Report::new(answer.busy, answer.served)));
-/// # let _ = layer;
+/// struct Answer { in_hand: u32 }
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {
+/// # let connect = |endpoint: &Endpoint<&'static str>| {
+/// #     let in_hand = if *endpoint.address() == "idle" { 1 } else { 20 };
+/// #     service_fn(move |()| async move { Ok::<_, std::io::Error>(Answer { in_hand }) })
+/// # };
+/// let read = |answer: &Answer| Some(f64::from(answer.in_hand));
+/// let mut client = ServiceBuilder::new()
+///     .layer(BalanceLayer::new(LeastLoaded::default()))
+///     .layer(each(
+///         ServiceBuilder::new()
+///             .layer(ReportedLayer::new(read))
+///             .layer(PendingRequestsLayer::default()),
+///     ))
+///     .layer(fixed(["idle", "busy"]))
+///     .service(connect);
+/// # for _ in 0..10 { client.ready().await?.call(()).await?; }
+/// # assert_eq!(client.ready().await?.call(()).await?.in_hand, 1);
+/// # Ok::<_, tower::BoxError>(()) })?;
+/// # Ok::<_, tower::BoxError>(())
 /// ```
 ///
-/// With the feature `http`, `http::load_report` reads ORCA's header. Cost of a request: a short lock where its response has a
-/// report.
-///
-/// Source: [gRFC A58](https://github.com/grpc/proposal/blob/master/A58-client-side-weighted-round-robin-lb-policy.md).
+/// With the feature `http`, `http::load_number` reads a number from a header of yours, and `http::load_metric` a
+/// metric from ORCA's. All services of one layer and its clones share the mean.
 #[derive(Clone)]
 pub struct ReportedLayer<F> {
     read: F,
-    clocks: Clocks,
-    update: Duration,
+    decay: Duration,
+    fleet: Arc<Fleet>,
 }
 
-/// A service whose responses are read for reports, made by [`ReportedLayer`].
-pub struct Reported<S, A, F> {
-    service: S,
-    slot: Arc<Slot<A>>,
-    read: F,
+/// What one server has said of itself.
+#[derive(Debug)]
+struct Server {
+    report: LastReport,
+    decay_nanos: f64,
+    fleet: Arc<Fleet>,
 }
 
-pin_project! {
-    /// Discovery whose services are read for reports, made by [`ReportedLayer`].
-    pub struct ReportedDiscover<D, A, F> {
-        #[pin]
-        discover: D,
-        read: F,
-        clocks: Clocks,
-        update: Duration,
-        slots: HashMap<Endpoint<A>, Arc<Slot<A>>>,
-        timer: Option<Pin<Box<Sleep>>>,
-        has_ended: bool,
-    }
+/// The number and its time.
+#[derive(Debug, Default)]
+pub(super) struct LastReport {
+    /// The number's bits.
+    load: AtomicU64,
+    /// In ns; 0 before there is one.
+    reported_at: AtomicU64,
+}
+
+/// What the servers of one layer say together: the bits of a number, those of 0 before there is one.
+#[derive(Debug, Default)]
+struct Fleet {
+    mean: AtomicU64,
+}
+
+/// A reading of [`Reported`], whose value depends on the time at which it is compared.
+///
+/// Compared without a [`PickClock`], it reads the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct ReportedLoad<M> {
+    own: M,
+    mean: f64,
+    report: Option<(f64, u64)>,
+    decay_nanos: f64,
 }
 
 pin_project! {
     /// The response future of a [`Reported`].
-    pub struct ReportedFuture<T, A, F> {
+    pub struct ReportedFuture<T, F> {
         #[pin]
         future: T,
-        slot: Arc<Slot<A>>,
         read: F,
+        server: Arc<Server>,
     }
-}
-
-struct Slot<A> {
-    endpoint: Endpoint<A>,
-    clocks: Clocks,
-    weight: Mutex<ReportedWeight>,
 }
 
 impl<F> ReportedLayer<F> {
-    /// Reads reports with `read`, with the defaults.
-    pub const fn new<Res>(read: F) -> Self
+    /// Reads from each response how many requests its server has in hand; `None` if it does not say.
+    ///
+    /// What is negative or not a finite number is no report.
+    pub fn new<Res>(read: F) -> Self
     where
-        F: Fn(&Res) -> Option<Report>,
+        F: Fn(&Res) -> Option<f64>,
     {
         Self {
             read,
-            clocks: Clocks {
-                blackout: Duration::from_secs(10),
-                expiry: Duration::from_secs(180),
-                error_penalty: 1.0,
-            },
-            update: Duration::from_secs(1),
+            decay: Duration::from_millis(200),
+            fleet: Arc::default(),
         }
     }
 
-    /// Sets how long after an endpoint's first report they begin to count. Default 10 s.
-    #[must_use]
-    pub const fn blackout(mut self, blackout: Duration) -> Self {
-        self.clocks.blackout = blackout;
-        self
-    }
-
-    /// Sets how long the last report counts. Default 180 s: a stale one is worse than none.
-    #[must_use]
-    pub const fn expiry(mut self, expiry: Duration) -> Self {
-        self.clocks.expiry = expiry;
-        self
-    }
-
-    /// Sets how often weights are set. Default 1 s; each time costs a new snapshot, **O(n)**.
+    /// Sets the time in which what a report says beyond the mean falls to 1/e. Default 200 ms.
+    ///
+    /// Right are two to ten times what a request takes, for that is how long a queue lasts. With much more, picks follow what has long
+    /// passed; with much less, reports say nothing.
     ///
     /// # Panics
     ///
     /// If it is zero.
     #[must_use]
     #[track_caller]
-    pub fn update(mut self, period: Duration) -> Self {
-        assert!(!period.is_zero(), "the period must not be zero");
-        self.update = period;
-        self
-    }
-
-    /// Sets how much the share of errors counts beside the utilization. Default 1.
-    ///
-    /// # Panics
-    ///
-    /// If it is negative or not finite.
-    #[must_use]
-    #[track_caller]
-    pub fn error_penalty(mut self, penalty: f64) -> Self {
-        assert!(
-            penalty >= 0.0 && penalty.is_finite(),
-            "the penalty must not be negative"
-        );
-        self.clocks.error_penalty = penalty;
+    pub fn decay(mut self, decay: Duration) -> Self {
+        assert!(!decay.is_zero(), "the decay must not be zero");
+        self.decay = decay;
         self
     }
 }
 
-impl<D, A, F: Clone> Layer<D> for ReportedLayer<F>
-where
-    D: Discover<Key = Endpoint<A>>,
-{
-    type Service = ReportedDiscover<D, A, F>;
+impl<S, F: Clone> Layer<S> for ReportedLayer<F> {
+    type Service = Reported<S, F>;
 
-    fn layer(&self, discover: D) -> Self::Service {
-        ReportedDiscover {
-            discover,
+    fn layer(&self, service: S) -> Self::Service {
+        Reported {
+            service,
             read: self.read.clone(),
-            clocks: self.clocks,
-            update: self.update,
-            slots: HashMap::new(),
-            timer: None,
-            has_ended: false,
+            server: Arc::new(Server {
+                report: LastReport::default(),
+                decay_nanos: self.decay.as_secs_f64() * 1e9,
+                fleet: self.fleet.clone(),
+            }),
         }
     }
 }
 
-impl<D, A, S, F> Stream for ReportedDiscover<D, A, F>
-where
-    D: TryStream<Ok = Change<Endpoint<A>, S>>,
-    A: Address,
-    F: Clone,
-{
-    type Item = Result<Change<Endpoint<A>, Reported<S, A, F>>, D::Error>;
+impl Server {
+    fn take(&self, load: f64) {
+        if load.is_finite() && load >= 0.0 {
+            self.report.set(load, metric::now());
+            self.fleet.take(load);
+        }
+    }
+}
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.project();
-        // 1. The weights, every so often. Pending: the timer has registered the waker.
-        let update = *this.update;
-        let timer = this
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(update)));
-        while timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            this.slots.values().for_each(|slot| slot.set_weight(now));
-            timer.as_mut().reset(now + update);
-        }
-        // 2. What discovery says. When it has ended, weights are set for those who are there.
-        if *this.has_ended {
-            return Poll::Pending;
-        }
-        let Some(change) = ready!(this.discover.try_poll_next(cx)?) else {
-            *this.has_ended = true;
-            return if this.slots.is_empty() {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            };
+impl LastReport {
+    pub(super) fn set(&self, load: f64, now: u64) {
+        self.load.store(load.to_bits(), Relaxed);
+        // Release; pairs with the Acquire in `get`: who sees this time does not see a report from before it.
+        // A later one with it counts for less than it could, and no more.
+        self.reported_at.store(now, Release); // loom: `a_report_is_never_older_than_its_time`
+    }
+
+    pub(super) fn get(&self) -> Option<(f64, u64)> {
+        let reported_at = self.reported_at.load(Acquire);
+        let load = f64::from_bits(self.load.load(Relaxed));
+        (reported_at != 0).then_some((load, reported_at))
+    }
+}
+
+impl Fleet {
+    fn mean(&self) -> f64 {
+        f64::from_bits(self.mean.load(Relaxed))
+    }
+
+    // Relaxed, and no exchange: of two reports at once one may be lost to the mean, which is as good without it.
+    fn take(&self, load: f64) {
+        let mean = self.mean();
+        let next = if mean == 0.0 {
+            load
+        } else {
+            mean + (load - mean) / SAMPLES
         };
-        Poll::Ready(Some(Ok(match change {
-            Change::Insert(endpoint, service) => {
-                let slot = Arc::new(Slot {
-                    endpoint: endpoint.clone(),
-                    clocks: *this.clocks,
-                    weight: Mutex::default(),
-                });
-                // The key of the handle that is there now.
-                this.slots.remove(&endpoint);
-                this.slots.insert(endpoint.clone(), slot.clone());
-                let read = this.read.clone();
-                Change::Insert(
-                    endpoint,
-                    Reported {
-                        service,
-                        slot,
-                        read,
-                    },
-                )
-            }
-            Change::Remove(endpoint) => {
-                this.slots.remove(&endpoint);
-                Change::Remove(endpoint)
-            }
-        })))
+        self.mean.store(next.to_bits(), Relaxed);
     }
 }
 
-impl<A> Slot<A> {
-    fn report(&self, report: &Report) {
-        let mut weight = self.weight.lock().unwrap_or_else(PoisonError::into_inner);
-        weight.report(report, &self.clocks, Instant::now());
-    }
-
-    fn set_weight(&self, now: Instant) {
-        let mut weight = self.weight.lock().unwrap_or_else(PoisonError::into_inner);
-        self.endpoint.set_reported(weight.get(&self.clocks, now));
-    }
-}
-
-impl<S, A, F> Reported<S, A, F> {
+impl<S, F> Reported<S, F> {
     /// Returns the wrapped service.
     pub const fn get_ref(&self) -> &S {
         &self.service
     }
 }
 
-impl<S, A, F, Req> Service<Req> for Reported<S, A, F>
+impl<S, F> Load for Reported<S, F>
+where
+    S: Load<Metric: Cost>,
+{
+    /// In requests.
+    type Metric = ReportedLoad<S::Metric>;
+
+    fn load(&self) -> Self::Metric {
+        ReportedLoad {
+            own: self.service.load(),
+            mean: self.server.fleet.mean(),
+            report: self.server.report.get(),
+            decay_nanos: self.server.decay_nanos,
+        }
+    }
+}
+
+impl<M: Cost> ReportedLoad<M> {
+    fn cost_when(&self, own: f64, now: u64) -> f64 {
+        let beyond = self.report.map_or(0.0, |(load, reported_at)| {
+            // A clock that went back: as fresh as can be.
+            let age_nanos = now.saturating_sub(reported_at) as f64;
+            (load - self.mean) * (-age_nanos / self.decay_nanos).exp()
+        });
+        own + (self.mean + beyond).max(0.0)
+    }
+}
+
+impl<M: Cost> Cost for ReportedLoad<M> {
+    const TIMED: bool = true;
+
+    fn cost(&self) -> f64 {
+        self.cost_when(self.own.cost(), metric::now())
+    }
+
+    fn cost_at(&self, clock: &PickClock) -> f64 {
+        self.cost_when(self.own.cost_at(clock), clock.nanos())
+    }
+}
+
+impl<M: Cost> PartialOrd for ReportedLoad<M> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        let now = metric::now();
+        let cost = |load: &Self| load.cost_when(load.own.cost(), now);
+        cost(self).partial_cmp(&cost(other))
+    }
+}
+
+impl<M: Cost> PartialEq for ReportedLoad<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.partial_cmp(other) == Some(Ordering::Equal)
+    }
+}
+
+impl<S, F, Req> Service<Req> for Reported<S, F>
 where
     S: Service<Req>,
-    F: Fn(&S::Response) -> Option<Report> + Clone,
+    F: Fn(&S::Response) -> Option<f64> + Clone,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ReportedFuture<S::Future, A, F>;
+    type Future = ReportedFuture<S::Future, F>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.service.poll_ready(cx)
@@ -272,56 +297,46 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         ReportedFuture {
             future: self.service.call(request),
-            slot: self.slot.clone(),
             read: self.read.clone(),
+            server: self.server.clone(),
         }
     }
 }
 
-impl<T, A, F, Res, E> Future for ReportedFuture<T, A, F>
+impl<T, F, Res, E> Future for ReportedFuture<T, F>
 where
     T: Future<Output = Result<Res, E>>,
-    F: Fn(&Res) -> Option<Report>,
+    F: Fn(&Res) -> Option<f64>,
 {
     type Output = T::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T::Output> {
         let this = self.project();
         let answer = ready!(this.future.poll(cx));
-        if let Ok(response) = &answer {
-            if let Some(report) = (this.read)(response) {
-                this.slot.report(&report);
-            }
+        if let Some(load) = answer.as_ref().ok().and_then(this.read) {
+            this.server.take(load);
         }
         Poll::Ready(answer)
     }
 }
 
-impl<S: Clone, A, F: Clone> Clone for Reported<S, A, F> {
+impl<S: Clone, F: Clone> Clone for Reported<S, F> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            slot: self.slot.clone(),
             read: self.read.clone(),
+            server: self.server.clone(),
         }
     }
 }
 
-impl<S: Load, A, F> Load for Reported<S, A, F> {
-    type Metric = S::Metric;
-
-    fn load(&self) -> S::Metric {
-        self.service.load()
-    }
-}
-
-impl<S: InFlight, A, F> InFlight for Reported<S, A, F> {
+impl<S: InFlight, F> InFlight for Reported<S, F> {
     fn in_flight(&self) -> usize {
         self.service.in_flight()
     }
 }
 
-impl<S: TotalInFlight, A, F> TotalInFlight for Reported<S, A, F> {
+impl<S: TotalInFlight, F> TotalInFlight for Reported<S, F> {
     fn total_in_flight(&self) -> usize {
         self.service.total_in_flight()
     }
@@ -330,32 +345,26 @@ impl<S: TotalInFlight, A, F> TotalInFlight for Reported<S, A, F> {
 impl<F> fmt::Debug for ReportedLayer<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReportedLayer")
-            .field("clocks", &self.clocks)
-            .field("update", &self.update)
+            .field("decay", &self.decay)
+            .field("mean", &self.fleet.mean())
             .finish_non_exhaustive()
     }
 }
 
-impl<S: fmt::Debug, A: fmt::Display, F> fmt::Debug for Reported<S, A, F> {
+impl<S: fmt::Debug, F> fmt::Debug for Reported<S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reported")
             .field("service", &self.service)
-            .field("endpoint", &self.slot.endpoint)
+            .field("report", &self.server.report.get().map(|(load, _)| load))
             .finish_non_exhaustive()
     }
 }
 
-impl<D: fmt::Debug, A, F> fmt::Debug for ReportedDiscover<D, A, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReportedDiscover")
-            .field("discover", &self.discover)
-            .field("endpoints", &self.slots.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<T, A, F> fmt::Debug for ReportedFuture<T, A, F> {
+impl<T, F> fmt::Debug for ReportedFuture<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReportedFuture").finish_non_exhaustive()
     }
 }
+
+/// Over how many reports the mean is taken: enough to be steady, few enough to follow the load of the whole.
+const SAMPLES: f64 = 32.0;

@@ -1,6 +1,10 @@
 //! What servers report of their load.
 
-use tower_lb::{http::load_report, load::Report};
+use http::HeaderName;
+use tower_lb::{
+    http::{load_metric, load_number, load_report},
+    load::Report,
+};
 
 use crate::support::response;
 
@@ -42,4 +46,58 @@ fn orca_reports_are_read_as_text_and_as_json() {
     let huge = format!("JSON {}", "[".repeat(100_000));
     assert_eq!(read(&huge), None, "and no overflow of the stack");
     assert_eq!(load_report(&response(200, &[], ())), None);
+}
+
+#[test]
+fn a_metric_of_orca_is_read_by_name() {
+    let read = load_metric("named_metrics.in_flight");
+    let read = |header: &str| read(&response(200, &[("endpoint-load-metrics", header)], ()));
+    for (header, expected) in [
+        ("TEXT named_metrics.in_flight=12", Some(12.0)),
+        (
+            "TEXT cpu_utilization=.3, named_metrics.in_flight = 0.5",
+            Some(0.5),
+        ),
+        (r#"JSON {"named_metrics": {"in_flight": 12}}"#, Some(12.0)),
+        ("TEXT in_flight=12", None),
+        ("TEXT named_metrics.in_flight=inf", None),
+        (
+            "TEXT named_metrics.in_flight=1,named_metrics.in_flight=2",
+            Some(1.0),
+        ),
+        (r#"JSON {"in_flight": 12}"#, None),
+        (r#"JSON {"named_metrics": 12}"#, None),
+        (r#"JSON {"named_metrics": {"in_flight": "12"}}"#, None),
+        (r#"JSON {"named_metrics.in_flight": 12}"#, None),
+        ("12", None),
+    ] {
+        assert_eq!(read(header), expected, "{header}");
+    }
+    let utilization = load_metric("cpu_utilization");
+    let response = response(
+        200,
+        &[("endpoint-load-metrics", "TEXT cpu_utilization=.3")],
+        (),
+    );
+    assert_eq!(utilization(&response), Some(0.3));
+}
+
+#[test]
+fn a_bare_number_is_read_from_any_header() {
+    let read = load_number(HeaderName::from_static("x-in-flight"));
+    let huge = "9".repeat(100_000);
+    for (header, expected) in [
+        ("12", Some(12.0)),
+        (" 12.5 ", Some(12.5)),
+        ("1e3", Some(1000.0)),
+        ("", None),
+        ("NaN", None),
+        ("infinity", None),
+        ("12 requests", None),
+        (&huge, None),
+    ] {
+        let response = response(200, &[("x-in-flight", header)], ());
+        assert_eq!(read(&response), expected, "{header}");
+    }
+    assert_eq!(read(&response(200, &[], ())), None);
 }
