@@ -5,6 +5,7 @@ use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 use ::http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -311,8 +312,7 @@ type Pooled = hyper_util::client::legacy::Client<
 >;
 
 fn pooled() -> Pooled {
-    let executor = hyper_util::rt::TokioExecutor::new();
-    hyper_util::client::legacy::Client::builder(executor).build_http()
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http()
 }
 
 #[tokio::test]
@@ -347,6 +347,97 @@ async fn over_real_sockets_the_count_is_given_back_however_the_body_ends() {
             assert_eq!(in_flight(), 0, "{sends:?} {method}");
         }
     }
+}
+
+/// Over HTTP/2: trailers are frames of their own, streams are reset, and one connection has them all.
+#[tokio::test]
+async fn over_http2_the_count_is_given_back_however_the_stream_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = |request: Request<hyper::body::Incoming>| async move {
+                let trailers = Step::Trailers(vec![("x-sum", "7")]);
+                let steps = match request.uri().path() {
+                    // hyper's servers leave it to the service to have no body here.
+                    _ if request.method() == "HEAD" => vec![],
+                    "/empty" => vec![],
+                    "/trailers" => vec![Step::Data, trailers],
+                    "/trailers-alone" => vec![trailers],
+                    // More than the windows of a stream: it cannot end, or break off, before it is read.
+                    _ => vec![Step::Block; 64],
+                };
+                let is_broken = request.uri().path() == "/broken";
+                let mut body =
+                    Script::new(steps.into_iter().chain(is_broken.then_some(Step::Break)));
+                body.tells_its_end = true;
+                Ok::<_, std::convert::Infallible>(Response::new(body))
+            };
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer));
+            tokio::spawn(connection);
+        }
+    });
+    let pooled: Pooled = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http();
+    let client = pooled.clone();
+    let mut on_body = ServiceBuilder::new()
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(on_body()))
+        .layer(AuthorityLayer::new())
+        .layer(fixed([address]))
+        .service(move |_: &Endpoint| client.clone());
+    for (method, path, while_open) in [
+        ("GET", "/empty", 0),
+        ("HEAD", "/large", 0),
+        ("GET", "/trailers", 1),
+        ("GET", "/trailers-alone", 1),
+        ("GET", "/broken", 1),
+        ("GET", "/large", 1),
+        ("GET", "/dropped", 1),
+        ("GET", "/never-read", 1),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://api{path}"));
+        let request = request.body(http_body_util::Empty::new()).unwrap();
+        let mut response = on_body.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!(response.version(), ::http::Version::HTTP_2);
+        let in_flight = || on_body.endpoints()[0].service().in_flight();
+        assert_eq!(in_flight(), while_open, "{method} {path}");
+        match path {
+            "/never-read" => drop(response),
+            "/dropped" => {
+                response.frame().await.unwrap().unwrap();
+                assert_eq!(in_flight(), 1);
+                drop(response);
+            }
+            "/broken" => {
+                response.collect().await.unwrap_err();
+            }
+            _ => {
+                let body = response.into_body().collect().await.unwrap();
+                let sum = body.trailers().map(|trailers| &trailers["x-sum"]);
+                assert_eq!(sum.is_some(), path.starts_with("/trailers"));
+                let length = if (method, path) == ("GET", "/large") {
+                    4 << 20
+                } else {
+                    0
+                };
+                assert!(body.to_bytes().len() >= length);
+            }
+        }
+        assert_eq!(in_flight(), 0, "{method} {path}");
+    }
+    // With the response alone, for comparison.
+    let mut on_response = PendingRequests::new(pooled);
+    let request = Request::get(format!("http://{address}/large"));
+    let request = request.body(http_body_util::Empty::new()).unwrap();
+    let response = on_response.call(request).await.unwrap();
+    assert_eq!(on_response.in_flight(), 0);
+    drop(response);
 }
 
 /// Ten slow downloads make their server the busy one: with the body counted, the next requests go elsewhere.

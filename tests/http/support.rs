@@ -21,6 +21,8 @@ pub(crate) struct Script {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Data,
+    /// 64 KiB.
+    Block,
     Trailers(Vec<(&'static str, &'static str)>),
     Break,
 }
@@ -44,6 +46,7 @@ impl Body for Script {
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         Poll::Ready(self.frames.pop_front().map(|step| match step {
             Step::Data => Ok(Frame::data(Bytes::from_static(b"data"))),
+            Step::Block => Ok(Frame::data(Bytes::from_static(&[0; BLOCK]))),
             Step::Trailers(trailers) => Ok(Frame::trailers(headers(&trailers))),
             Step::Break => Err(std::io::Error::other("it broke off")),
         }))
@@ -54,9 +57,16 @@ impl Body for Script {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(4 * self.frames.len() as u64)
+        let sizes = self.frames.iter().map(|step| match step {
+            Step::Data => 4,
+            Step::Block => BLOCK,
+            Step::Trailers(_) | Step::Break => 0,
+        });
+        SizeHint::with_exact(sizes.sum::<usize>() as u64)
     }
 }
+
+const BLOCK: usize = 1 << 16;
 
 pub(crate) fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     let pairs = pairs.iter();
