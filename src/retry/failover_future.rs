@@ -75,11 +75,13 @@ where
         copy: Option<Req>,
         shared: Arc<Shared<S, P, K>>,
     ) -> Self {
+        // First of all: if it were made between the state and the whole, the state would be copied once more.
+        let progress = shared.settings.try_timeout.map(Progress::timed);
         Self {
             state: State::Trying { future },
             copy,
             trace,
-            progress: shared.settings.try_timeout.map(Progress::timed),
+            progress,
             shared,
         }
     }
