@@ -1,12 +1,12 @@
 //! One tonic channel for each server, balanced: unary calls and streams; and what tonic's own list of endpoints does.
 //!
-//! Of three servers one dies. Here it is left after three failed calls, and with failover none fails; tonic's `balance_list`
-//! goes on sending to it.
+//! Of three servers one dies. Here it is left within a second, after three failed calls, and with failover at most the call that
+//! was under way fails; tonic's `balance_list` goes on sending to it.
 
 #[path = "support/greeter.rs"]
 mod greeter;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use greeter::{GrpcServer, count, say};
 use http::Request;
@@ -31,7 +31,7 @@ async fn main() -> Result<(), BoxError> {
         .map(|server| Channel::from_shared(format!("http://{}", server.address)))
         .collect::<Result<Vec<_>, _>>()?;
     let list = Channel::balance_list(endpoints.into_iter());
-    outlive("tonic's balance_list", list, servers).await;
+    outlive("tonic's balance_list", list, servers, |_| true).await;
 
     // 2. Ours. A call is over when its body is, and its status is in the trailers.
     let servers = three_servers().await?;
@@ -50,7 +50,15 @@ async fn main() -> Result<(), BoxError> {
         .layer(WatchLayer::new(rx))
         .service(connect);
     let streams = client.clone();
-    outlive("tower-lb", client, servers).await;
+    let after = outlive("tower-lb", client, servers, |address| {
+        let members = streams.endpoints();
+        let mut taking = members.iter().filter(|member| member.is_candidate());
+        taking.any(|member| member.endpoint().address() == address)
+    })
+    .await;
+    if after.is_none_or(|after| after >= Duration::from_secs(1)) {
+        return Err("the dead server was not left within a second".into());
+    }
 
     // 3. Streams count for as long as they are open.
     let mut open = Vec::new();
@@ -80,7 +88,7 @@ async fn main() -> Result<(), BoxError> {
         )))
         .layer(WatchLayer::new(rx))
         .service(connect);
-    outlive("tower-lb with failover", client, servers).await;
+    outlive("tower-lb with failover", client, servers, |_| true).await;
     Ok(())
 }
 
@@ -103,33 +111,51 @@ async fn three_servers() -> Result<Vec<GrpcServer>, BoxError> {
     Ok(servers)
 }
 
-/// Makes 1 000 calls, of which the 300th finds the first server dead, and prints what became of them.
-async fn outlive<T>(what: &str, client: T, mut servers: Vec<GrpcServer>)
+/// Makes 1 000 calls, of which the 300th finds the first server dead, and prints what became of them. Returns how long after
+/// that the server was left, if it was and no call failed from then on.
+///
+/// `takes_requests` says whether calls are sent to an address still.
+async fn outlive<T>(
+    what: &str,
+    client: T,
+    mut servers: Vec<GrpcServer>,
+    takes_requests: impl Fn(&SocketAddr) -> bool,
+) -> Option<Duration>
 where
     T: GrpcService<Body> + Clone,
     T::ResponseBody: http_body::Body + Send + 'static,
     <T::ResponseBody as http_body::Body>::Error: Into<BoxError>,
 {
-    let (mut failed, mut died, mut last) = (0, Instant::now(), None);
+    let address = servers[0].address;
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let (mut died, mut left) = (Instant::now(), None);
     for number in 1..=1000 {
         if number == 300 {
             servers.remove(0).kill().await;
             died = Instant::now();
         }
+        if number >= 300 && left.is_none() && !takes_requests(&address) {
+            left = Some((number, died.elapsed()));
+        }
         let answer = timeout(Duration::from_millis(250), say(client.clone(), "hello")).await;
         if !matches!(answer, Ok(Ok(_))) {
-            failed += 1;
-            last = Some(died.elapsed());
+            let failed = if left.is_some() {
+                &mut after
+            } else {
+                &mut before
+            };
+            failed.push(number);
         }
         sleep(Duration::from_millis(1)).await;
     }
-    let took = died.elapsed();
-    match last {
-        None => println!("{what}: no call failed"),
-        Some(last) => println!(
-            "{what}: {failed} of 700 calls failed, the last one {} ms after the server died; {} ms in all",
-            last.as_millis(),
-            took.as_millis()
+    print!("{what}: a server died at call 300, {} failed", before.len());
+    match (left, before.last()) {
+        (Some((number, took)), _) => println!(
+            ", {before:?}; it was left at {number}, after {took:.0?}, and then failed {after:?}"
         ),
+        (None, Some(last)) => println!(", the last one {last}"),
+        (None, None) => println!(),
     }
+    let took = left.map(|(_, took)| took);
+    took.filter(|_| after.is_empty())
 }

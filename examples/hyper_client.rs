@@ -1,15 +1,20 @@
-//! One pooled hyper client for all servers: the balancer writes the chosen one's address into each request.
+//! hyper's client for each server, which goes there whatever host a URI names: HTTP/1.1 with kept connections, then HTTP/2.
 //!
-//! HTTP/1.1 with kept connections, then HTTP/2. Of three servers one dies on the way.
+//! So `Host` and `:authority` stay the service's name, and with TLS the name that certificates are checked against does: wrap the
+//! connector in that of hyper-rustls. (One pool for all servers, over HTTP/1.1, is in `axum_fanout`.) Of three servers one dies
+//! on the way.
 
 mod support;
 
-use std::time::Duration;
+use std::{convert::Infallible, iter, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Builder, Client,
+        connect::{HttpConnector, HttpInfo},
+    },
     rt::TokioExecutor,
 };
 use support::{outlive, takes_requests, three_servers};
@@ -17,22 +22,17 @@ use tokio::time::timeout;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
     BalanceLayer, Endpoint, OutlierLayer, P2c, PendingRequestsLayer, WatchLayer, each,
-    http::{AuthorityLayer, CompleteOnBody, HttpStatus},
+    http::{CompleteOnBody, HttpStatus},
 };
-
-type Pooled = Client<HttpConnector, Empty<Bytes>>;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let http1: Pooled = Client::builder(TokioExecutor::new()).build_http();
-    run("HTTP/1.1", http1).await?;
-    let http2: Pooled = Client::builder(TokioExecutor::new())
-        .http2_only(true)
-        .build_http();
-    run("HTTP/2", http2).await
+    let mut builder = Client::builder(TokioExecutor::new());
+    run("HTTP/1.1", builder.clone()).await?;
+    run("HTTP/2", builder.http2_only(true).clone()).await
 }
 
-async fn run(protocol: &str, pooled: Pooled) -> Result<(), BoxError> {
+async fn run(protocol: &str, builder: Builder) -> Result<(), BoxError> {
     let [a, b, c] = three_servers().await?;
     let (_addresses, rx) = tokio::sync::watch::channel(vec![a.address, b.address, c.address]);
 
@@ -43,25 +43,31 @@ async fn run(protocol: &str, pooled: Pooled) -> Result<(), BoxError> {
                 .consecutive_failures(3)
                 .classify(HttpStatus::new()),
         )
+        // A request is over when its body is.
         .layer(each(
             PendingRequestsLayer::default().completion(CompleteOnBody::new()),
         ))
-        .layer(AuthorityLayer::new())
         .layer(WatchLayer::new(rx))
-        // One pool, in which each endpoint has connections of its own.
-        .service(move |_: &Endpoint| pooled.clone());
+        .service(move |endpoint: &Endpoint| {
+            let address = *endpoint.address();
+            let resolve =
+                service_fn(move |_| async move { Ok::<_, Infallible>(iter::once(address)) });
+            builder.build::<_, Empty<Bytes>>(HttpConnector::new_with_resolver(resolve))
+        });
 
     let get = || {
         let request = Request::get("http://api.example.com/");
         request.body(Empty::<Bytes>::new()).unwrap_or_default()
     };
     let response = client.clone().ready().await?.call(get()).await?;
-    let endpoint = response.extensions().get::<Endpoint>().cloned();
+    let server = response
+        .extensions()
+        .get::<HttpInfo>()
+        .map(HttpInfo::remote_addr);
     let body = response.into_body().collect().await?.to_bytes();
-    println!("{protocol}: {endpoint:?} says {body:?}");
+    println!("{protocol}: {server:?} says {body:?}");
 
     let balance = client.clone();
-    // A request is over when its body is read.
     let read = service_fn(move |request| {
         let client = client.clone();
         async move {

@@ -1,7 +1,8 @@
 //! One reqwest client for each server, which reaches it under the service's own name.
 //!
-//! `resolve` pins the name to the endpoint's address, so that the `Host` header and, with TLS, the name that certificates
-//! are checked against stay what they are. Of three servers one dies on the way.
+//! `resolve` pins the name to the endpoint's address, so that `Host` and, with TLS, the name that certificates are checked against
+//! stay the service's. Only the port is the URL's to say, and so part of `Host` where it is not the usual one. Of three servers one dies on the
+//! way.
 
 mod support;
 
@@ -33,7 +34,7 @@ fn connect(
         .expect("without TLS there is nothing that could be missing");
     service_fn(move |mut request: Request| {
         let client = client.clone();
-        // The port is the URL's to say.
+        // `resolve` is about names: without this the request would go to port 80.
         let _ = request.url_mut().set_port(Some(address.port()));
         async move { Ok(client.execute(request).await?) }
     })

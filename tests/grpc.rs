@@ -116,7 +116,7 @@ async fn a_status_in_trailers_or_headers_reaches_the_classifier() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_costs_few_calls_and_with_failover_none() {
+async fn a_server_that_dies_costs_few_calls_and_with_failover_one_at_most() {
     for failover in [false, true] {
         let mut servers = servers(3).await;
         let outliers = OutlierLayer::default()

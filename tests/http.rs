@@ -1,6 +1,8 @@
 //! What the feature `http` brings, over scripted services and real sockets.
 #![allow(clippy::unwrap_used)]
 
+#[path = "http/authority.rs"]
+mod authority;
 #[path = "http/classify.rs"]
 mod classify;
 #[path = "http/completion.rs"]

@@ -2,17 +2,22 @@ use crate::policy::Member;
 
 /// Sets the members' shares to their weights times what they report of themselves, where two or more do.
 ///
-/// Who reports nothing counts as the mean of the others (gRFC A58).
+/// Who reports nothing counts as the mean of the others (gRFC A58). Who reports more than ten times the median, or less
+/// than a hundredth of it, counts as that much, so that no report draws all requests. (gRPC has the mean there, which an
+/// extreme one moves.)
 pub(super) fn follow_reports<A, S>(members: &mut [Member<A, S>]) {
     let reports = members.iter().map(|member| member.endpoint.reported());
     let reports: Vec<Option<f64>> = reports.collect();
-    let known = reports.iter().flatten().count();
-    if known < 2 {
+    let mut known: Vec<f64> = reports.iter().flatten().copied().collect();
+    if known.len() < 2 {
         return;
     }
-    let mean = reports.iter().flatten().sum::<f64>() / known as f64;
+    let at = (known.len() - 1) / 2;
+    let (_, &mut median, _) = known.select_nth_unstable_by(at, f64::total_cmp);
+    let bounded = |report: f64| report.clamp(median / 100.0, median * 10.0);
+    let mean = known.iter().copied().map(bounded).sum::<f64>() / known.len() as f64;
     let share = |(member, report): (&Member<A, S>, &Option<f64>)| {
-        f64::from(member.share) * report.unwrap_or(mean)
+        f64::from(member.share) * report.map_or(mean, bounded)
     };
     let shares: Vec<f64> = members.iter().zip(&reports).map(share).collect();
     let largest = shares.iter().copied().fold(0.0, f64::max);

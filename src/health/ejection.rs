@@ -23,7 +23,8 @@ pub(super) struct Rule {
 /// ```
 ///
 /// A probe that ends undecided gives its slot back, and so does one that was reserved and is not sent within
-/// [`RESERVED_FOR`]; one that has not ended after the longest ejection counts as failed. No state lasts for ever.
+/// [`RESERVED_FOR`]. One that has not ended after the longest ejection counts as failed, unless the head of its answer has come:
+/// then it is a stream, and the endpoint is well. No state lasts for ever.
 #[derive(Debug)]
 pub(super) struct Breaker {
     state: State,
@@ -48,6 +49,8 @@ enum State {
         /// Probes under way, and since when none has been added.
         sent: u32,
         sent_at: Instant,
+        /// Whether the head of a probe's answer has come, and left it to the rest.
+        is_answered: bool,
         succeeded: u32,
     },
 }
@@ -157,6 +160,7 @@ impl Breaker {
                 reserved_at: now,
                 sent: 0,
                 sent_at: now,
+                is_answered: false,
                 succeeded: 0,
             };
         }
@@ -194,6 +198,13 @@ impl Breaker {
             *reserved -= 1;
             *sent += 1;
             *sent_at = now;
+        }
+    }
+
+    /// Takes note that the head of a probe's answer has come, and that the rest is to decide.
+    pub(super) fn answer_probe(&mut self, round: u64) {
+        if let State::HalfOpen { is_answered, .. } = &mut self.state {
+            *is_answered |= self.round == round;
         }
     }
 
@@ -240,8 +251,8 @@ impl Breaker {
         }
     }
 
-    /// Ends an interval; says whether a probe has been under way for so long that it failed.
-    pub(super) fn end_interval(&mut self, rule: &Rule, now: Instant) -> bool {
+    /// Ends an interval; says what becomes of a probe that has been under way for too long.
+    pub(super) fn end_interval(&mut self, rule: &Rule, now: Instant) -> Verdict {
         if !self.was_ejected && self.is_closed() {
             self.times = self.times.saturating_sub(1);
         }
@@ -251,10 +262,11 @@ impl Breaker {
             reserved_at,
             sent,
             sent_at,
+            is_answered,
             ..
         } = &mut self.state
         else {
-            return false;
+            return Verdict::Undecided;
         };
         if *reserved > 0
             && *sent == 0
@@ -263,9 +275,16 @@ impl Breaker {
             // Who holds them sends something else, if anything: their outcomes are of another round.
             *reserved = 0;
             self.round += 1;
-            return false;
+            return Verdict::Undecided;
         }
-        *sent > 0 && now.saturating_duration_since(*sent_at) >= rule.longest
+        if *sent == 0 || now.saturating_duration_since(*sent_at) < rule.longest {
+            return Verdict::Undecided;
+        }
+        if *is_answered {
+            self.close();
+            return Verdict::Closed;
+        }
+        Verdict::Failed
     }
 }
 
@@ -329,7 +348,7 @@ mod tests {
                 now + secs(length)
             );
             now += secs(length);
-            assert!(!breaker.end_interval(&rule, now), "no probe is out");
+            assert_eq!(breaker.end_interval(&rule, now), Verdict::Undecided);
         }
         // Half-open, and back: only then are intervals quiet.
         let round = send(&mut breaker, &rule, now);
@@ -387,13 +406,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_never_ends_fails_in_the_end() {
+    async fn a_probe_that_never_ends_fails_in_the_end_unless_it_is_answered() {
         let rule = rule(0.1);
-        let mut breaker = Breaker::new();
-        let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
-        send(&mut breaker, &rule, until);
-        assert!(!breaker.end_interval(&rule, until + secs(299)));
-        assert!(breaker.end_interval(&rule, until + secs(300)));
+        for (is_answered, verdict) in [(false, Verdict::Failed), (true, Verdict::Closed)] {
+            let mut breaker = Breaker::new();
+            let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
+            let round = send(&mut breaker, &rule, until);
+            breaker.answer_probe(round - 1);
+            if is_answered {
+                breaker.answer_probe(round);
+            }
+            let mut after = |time| breaker.end_interval(&rule, until + secs(time));
+            assert_eq!(after(299), Verdict::Undecided);
+            assert_eq!(after(300), verdict);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -405,9 +431,15 @@ mod tests {
         let Admission::Probe(first) = admit(&mut breaker, until) else {
             panic!("a probe is due");
         };
-        assert!(!breaker.end_interval(&rule, until + secs(4)));
+        assert_eq!(
+            breaker.end_interval(&rule, until + secs(4)),
+            Verdict::Undecided
+        );
         assert_eq!(admit(&mut breaker, until + secs(4)), Admission::Wait);
-        assert!(!breaker.end_interval(&rule, until + secs(5)));
+        assert_eq!(
+            breaker.end_interval(&rule, until + secs(5)),
+            Verdict::Undecided
+        );
         // The first one, sent late, decides nothing; the next one does.
         let second = send(&mut breaker, &rule, until + secs(5));
         breaker.send_probe(first, until + secs(5));

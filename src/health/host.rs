@@ -141,6 +141,19 @@ impl<A: Address> Ticket<A> {
         std::mem::replace(this, free)
     }
 
+    /// Takes note that the head of an answer has come, and that the rest is to decide.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn answer(&self) {
+        if let Self::OnTrial {
+            trial: Trial::Probe(probe),
+            ..
+        } = self
+        {
+            probe.answer();
+        }
+    }
+
     /// Takes the outcome of a request, unless it is a success that was no probe's.
     #[cold]
     #[inline(never)]
@@ -303,13 +316,18 @@ impl<A: Address> Host<A> {
         (limit > 0 && in_a_row >= limit).then_some(in_a_row)
     }
 
-    /// Ends an interval; says whether a probe has failed by never ending.
+    /// Ends an interval; says whether a probe has failed by never being answered.
     pub(super) fn end_interval(&self, now: Instant) -> bool {
         if !self.is_closed() {
             // Its time may be over, which nobody else says to those who wait elsewhere than in a balancer of ours.
             self.changed.notify_waiters();
         }
-        self.door().end_interval(&self.settings.rule, now)
+        let mut door = self.door();
+        let verdict = door.end_interval(&self.settings.rule, now);
+        if verdict == Verdict::Closed {
+            self.readmit(door);
+        }
+        verdict == Verdict::Failed
     }
 
     pub(super) fn may_be_ejected(&self) -> bool {
@@ -342,8 +360,7 @@ impl<A: Address> Host<A> {
         let mut door = self.door();
         let verdict = door.end_probe(&self.settings.rule, probe, success);
         if verdict == Verdict::Closed {
-            self.endpoint.readmit();
-            info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
+            return self.readmit(door);
         }
         self.tell(door);
         if verdict == Verdict::Failed {
@@ -352,6 +369,12 @@ impl<A: Address> Host<A> {
                 None => self.close(),
             }
         }
+    }
+
+    fn readmit(&self, door: MutexGuard<'_, Breaker>) {
+        self.endpoint.readmit();
+        info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
+        self.tell(door);
     }
 
     /// Tells what the door says to those who read it and those who wait.
@@ -373,6 +396,13 @@ impl<A: Address> Probe<A> {
         self.is_sent = true;
         if let Some(free) = &self.free {
             free.host().door().send_probe(self.round, Instant::now());
+        }
+    }
+
+    /// Takes note that the head of the answer has come, which leaves it to the rest.
+    fn answer(&self) {
+        if let Some(free) = &self.free {
+            free.host().door().answer_probe(self.round);
         }
     }
 

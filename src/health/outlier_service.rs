@@ -47,6 +47,8 @@ pub struct OutlierHandle<A: Address> {
     ticket: Option<Arc<Ticket<A>>>,
     /// In ns; 0: not to be known.
     started: u64,
+    /// Whether a part of the answer's body has come.
+    has_data: bool,
 }
 
 impl<S, A: Address, K, C> Outlier<S, A, K, C> {
@@ -121,6 +123,7 @@ where
         let record = OutlierHandle {
             started: self.ticket.start(),
             ticket: Some(Ticket::take(&mut self.ticket)),
+            has_data: false,
         };
         OutlierFuture {
             future: self.service.call(request),
@@ -157,12 +160,27 @@ impl<A: Address> Settle for OutlierHandle<A> {
     #[inline]
     fn settle(&mut self, outcome: Outcome) {
         if outcome == Outcome::Undecided {
+            match self.ticket.as_deref() {
+                None | Some(Ticket::Free(_)) => {}
+                Some(trial) => trial.answer(),
+            }
             return;
         }
         if let Some(ticket) = self.ticket.take() {
             match &*ticket {
                 Ticket::Free(host) if outcome == Outcome::Success => host.succeed(self.started),
                 _ => Ticket::end(ticket, outcome.is_success()),
+            }
+        }
+    }
+
+    /// Ends a probe, which has succeeded; the end of the answer still counts, as that of any other request.
+    fn first_data(&mut self) {
+        self.has_data = true;
+        if let Some(Ticket::OnTrial { free, .. }) = self.ticket.as_deref() {
+            let free = free.clone();
+            if let Some(trial) = self.ticket.replace(free) {
+                Ticket::end(trial, Some(true));
             }
         }
     }
@@ -173,13 +191,15 @@ impl<A: Address> OutlierHandle<A> {
         Self {
             ticket: self.ticket.take(),
             started: self.started,
+            has_data: self.has_data,
         }
     }
 
     #[cold]
     #[inline(never)]
     fn cancel(&self, ticket: Arc<Ticket<A>>) {
-        let is_failure = ticket.host().is_too_long(self.started);
+        // What the caller leaves in the middle it did not wait for in vain.
+        let is_failure = !self.has_data && ticket.host().is_too_long(self.started);
         Ticket::end(ticket, is_failure.then_some(false));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{Stream, TryStream};
 use http::{
-    HeaderValue, Request, Response, Uri,
+    HeaderValue, Method, Request, Response, Uri,
     header::HOST,
     uri::{Authority, Scheme},
 };
@@ -19,6 +19,7 @@ use tower::{
     discover::{Change, Discover},
     load::Load,
 };
+use tracing::warn;
 
 use crate::{
     endpoint::{Address, Endpoint},
@@ -29,8 +30,16 @@ use crate::{
 ///
 /// hyper-util's client and others keep connections by scheme and authority: with the address there, each endpoint
 /// has its own. The `Host` header stays what the request says, or becomes what its URI has named; a URI without a scheme gets
-/// `http`. Over HTTP/2 there is no `Host` header of its own: the pseudo-header `:authority` is what the URI says. With TLS, the name
-/// that certificates are checked against is the connector's: set it there (`with_server_name` of hyper-rustls' builder).
+/// `http`. With TLS, the name that certificates are checked against is the connector's: set it there (`with_server_name` of
+/// hyper-rustls' builder).
+///
+/// Over HTTP/2 the name of the service is in `:authority`, which is what the URI says, and a `Host` header that differs is an error
+/// (RFC 9113, section 8.3.1). So take a client for each endpoint there, whose connector goes to the endpoint whatever the URI says,
+/// as `examples/hyper_client.rs` does: name and TLS are as without a balancer. Or, where servers need no name,
+/// [`without_host`](Self::without_host).
+///
+/// `CONNECT` names its aim, not the server, by its URI: such a request fails. An endpoint whose address is no
+/// authority is never ready, with an event at `warn`.
 ///
 /// The endpoint is in the extensions of the response, as an [`Endpoint`], and named by the error: [`EndpointError`].
 ///
@@ -63,7 +72,17 @@ use crate::{
 ///
 /// Cost of a request: the new URI and header, and two clones of reference-counted handles.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AuthorityLayer;
+pub struct AuthorityLayer {
+    host: Host,
+}
+
+/// What becomes of the name that a request is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Host {
+    #[default]
+    Kept,
+    Dropped,
+}
 
 /// A service that is sent requests for its endpoint; see [`AuthorityLayer`].
 #[derive(Clone)]
@@ -72,6 +91,7 @@ pub struct ToAuthority<S, A> {
     endpoint: Endpoint<A>,
     /// `None` if the address is none.
     authority: Option<Authority>,
+    host: Host,
 }
 
 pin_project! {
@@ -80,6 +100,7 @@ pin_project! {
     pub struct AuthorityDiscover<D> {
         #[pin]
         discover: D,
+        host: Host,
     }
 }
 
@@ -99,7 +120,7 @@ pub struct EndpointError {
     source: Arc<BoxError>,
 }
 
-/// Says that an endpoint's address is no authority that a URI could have.
+/// Says that an endpoint's address is no authority that a URI could have, or that the request is one for `CONNECT`.
 #[derive(Clone, Copy, Debug)]
 pub struct NoAuthority;
 
@@ -107,7 +128,14 @@ impl AuthorityLayer {
     /// Creates the layer.
     #[must_use]
     pub const fn new() -> Self {
-        Self
+        Self { host: Host::Kept }
+    }
+
+    /// Sends no `Host` header, not the request's own either: for HTTP/2, to servers that need not know the service's name.
+    #[must_use]
+    pub const fn without_host(mut self) -> Self {
+        self.host = Host::Dropped;
+        self
     }
 }
 
@@ -118,7 +146,10 @@ where
     type Service = AuthorityDiscover<D>;
 
     fn layer(&self, discover: D) -> Self::Service {
-        AuthorityDiscover { discover }
+        AuthorityDiscover {
+            discover,
+            host: self.host,
+        }
     }
 }
 
@@ -130,15 +161,20 @@ where
     type Item = Result<Change<Endpoint<A>, ToAuthority<S, A>>, D::Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let change = ready!(self.project().discover.try_poll_next(cx)?);
+        let this = self.project();
+        let change = ready!(this.discover.try_poll_next(cx)?);
         Poll::Ready(change.map(|change| {
             Ok(match change {
                 Change::Insert(endpoint, service) => {
-                    let authority = Authority::from_str(&endpoint.to_string()).ok();
+                    let authority = authority(&endpoint.to_string());
+                    if authority.is_none() {
+                        warn!(%endpoint, "its address is no authority of a URI: it gets no requests");
+                    }
                     let service = ToAuthority {
                         service,
                         endpoint: endpoint.clone(),
                         authority,
+                        host: *this.host,
                     };
                     Change::Insert(endpoint, service)
                 }
@@ -155,8 +191,21 @@ impl<S, A> ToAuthority<S, A> {
     }
 }
 
+/// Reads host and port, with nothing before or after them.
+fn authority(address: &str) -> Option<Authority> {
+    let authority = Authority::from_str(address).ok()?;
+    let is_well = match authority.port_u16() {
+        Some(port) => address.strip_suffix(&format!(":{port}")) == Some(authority.host()),
+        None => authority.host() == address,
+    };
+    is_well.then_some(authority)
+}
+
 /// Sends the request to `authority`; `None` if its URI cannot have one.
-fn direct<B>(mut request: Request<B>, authority: &Authority) -> Option<Request<B>> {
+fn direct<B>(mut request: Request<B>, authority: &Authority, host: Host) -> Option<Request<B>> {
+    if request.method() == Method::CONNECT {
+        return None;
+    }
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     let before = parts.authority.replace(authority.clone());
     parts.scheme.get_or_insert(Scheme::HTTP);
@@ -164,7 +213,9 @@ fn direct<B>(mut request: Request<B>, authority: &Authority) -> Option<Request<B
         parts.path_and_query = Some("/".parse().ok()?);
     }
     *request.uri_mut() = Uri::from_parts(parts).ok()?;
-    if let Some(before) = before {
+    if host == Host::Dropped {
+        request.headers_mut().remove(HOST);
+    } else if let Some(before) = before {
         if !request.headers().contains_key(HOST) {
             // Without user and password, which are nobody's to know.
             let host = before.as_str().rsplit('@').next()?;
@@ -185,6 +236,9 @@ where
     type Future = AuthorityFuture<S::Future, A>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndpointError>> {
+        if self.authority.is_none() {
+            return Poll::Ready(Err(EndpointError::new(&self.endpoint, NoAuthority)));
+        }
         self.service
             .poll_ready(cx)
             .map_err(|error| EndpointError::new(&self.endpoint, error))
@@ -192,7 +246,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let authority = self.authority.as_ref();
-        let request = authority.and_then(|authority| direct(request, authority));
+        let request = authority.and_then(|authority| direct(request, authority, self.host));
         AuthorityFuture {
             future: request.map(|request| self.service.call(request)),
             endpoint: self.endpoint.clone(),
@@ -253,7 +307,7 @@ impl Error for EndpointError {
 
 impl fmt::Display for NoAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the endpoint's address makes no URI")
+        f.write_str("no URI sends the request to the endpoint's address")
     }
 }
 

@@ -12,6 +12,9 @@ use crate::load::{Classify, Outcome};
 /// | other 4xx | ignored: the request's own fault |
 /// | 1xx, 2xx, 3xx | success |
 ///
+/// Asked of the head of an answer. If a body that breaks off is to count as well, leave those statuses to the body, by
+/// `.class(2, Outcome::Undecided)` and a [`CompleteOnBody`](super::CompleteOnBody) completion.
+///
 /// ```
 /// use tower_lb::{Outcome, OutlierLayer, http::HttpStatus};
 ///
@@ -31,7 +34,8 @@ pub struct HttpStatus {
 /// Classifies gRPC answers by their status, which is in the headers or the trailers.
 ///
 /// UNAVAILABLE, INTERNAL, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED are failures, OK is a success; what other codes say
-/// is the request's business: ignored. An answer that ends without a status is a failure, and so is an HTTP status of 500 and above.
+/// is the request's business: ignored. An answer that ends without a status is a failure, and so are the HTTP statuses that gRPC takes for
+/// UNAVAILABLE and INTERNAL: 400, 429 and all from 500.
 ///
 /// As a rule the status is in the trailers, and then the head of an answer is [`Undecided`](Outcome::Undecided): let the same classifier
 /// be asked at the end, by [`CompleteOnBody::classify`](super::CompleteOnBody::classify).
@@ -70,10 +74,14 @@ impl HttpStatus {
     ///
     /// # Panics
     ///
-    /// If it is for a ninth status; take a classifier of your own then.
+    /// If it is none from 100 to 999, or the ninth; take a classifier of your own then.
     #[must_use]
     #[track_caller]
     pub fn status(mut self, status: u16, outcome: Outcome) -> Self {
+        assert!(
+            (100..1000).contains(&status),
+            "a status is 100 to 999, not {status}"
+        );
         let same_or_free = self
             .exceptions
             .iter_mut()
@@ -121,9 +129,12 @@ impl GrpcStatus {
     /// Takes the four codes above for failures.
     #[must_use]
     pub const fn new() -> Self {
+        let mut http = HttpStatus::new();
+        http.exceptions[0] = Some((400, Outcome::Failure));
+        http.exceptions[1] = Some((429, Outcome::Failure));
         Self {
             failures: 1 << 4 | 1 << 8 | 1 << 13 | 1 << 14,
-            http: HttpStatus::new(),
+            http,
         }
     }
 

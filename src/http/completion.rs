@@ -26,6 +26,11 @@ use crate::load::{Outcome, Settle};
 /// # let _ = (tracker, outliers);
 /// ```
 ///
+/// For outlier detection, a stream's first data ends a probe of its endpoint well, and what the caller then leaves is not what
+/// `cancelled_after` means. A body that breaks off is a failure if the head has left it undecided, which [`HttpStatus`](super::HttpStatus)
+/// does not, unless told: `.class(2, Outcome::Undecided)`. With 101 and after CONNECT a request is over at once, for what
+/// follows is no body.
+///
 /// With [`PeakEwma`](crate::PeakEwma) a latency then is that of the whole body: right for downloads and unary calls, wrong for streams that
 /// live for hours. A body that says that it ends ([`is_end_stream`](Body::is_end_stream)), as that of an answer to `HEAD` does, ends at once.
 /// No allocation, none for a frame either.
@@ -36,9 +41,21 @@ pub struct CompleteOnBody<K = BodiesSayNothing> {
 
 /// Counts a request until the first data of its response's body, or its end if it has none.
 ///
-/// For streams whose first message is the answer, and servers whose work is over when they start to send.
+/// For streams whose first message is the answer, and servers whose work is over when they start to send. The first data is a
+/// success, where the head has not decided; a body that ends without is what the classifier says:
+///
+/// ```
+/// use tower_lb::{OutlierLayer, http::{CompleteOnFirstData, GrpcStatus}};
+///
+/// let outliers = OutlierLayer::default()
+///     .classify(GrpcStatus::new())
+///     .completion(CompleteOnFirstData::classify(GrpcStatus::new()));
+/// # let _ = outliers;
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CompleteOnFirstData;
+pub struct CompleteOnFirstData<K = BodiesSayNothing> {
+    classify: K,
+}
 
 /// Decides what the end of a body says of the endpoint that sent it.
 ///
@@ -70,6 +87,7 @@ pin_project! {
         handle: Option<H>,
         classify: K,
         until: Until,
+        has_data: bool,
     }
 }
 
@@ -109,15 +127,33 @@ where
     }
 }
 
-impl<H, B> TrackCompletion<H, Response<B>> for CompleteOnFirstData
+impl CompleteOnFirstData {
+    /// Counts until the first data.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            classify: BodiesSayNothing,
+        }
+    }
+
+    /// Counts until the first data, or the end of a body without, which decides what the response's head has not.
+    #[must_use]
+    pub const fn classify<K>(classify: K) -> CompleteOnFirstData<K> {
+        CompleteOnFirstData { classify }
+    }
+}
+
+impl<H, B, K> TrackCompletion<H, Response<B>> for CompleteOnFirstData<K>
 where
     H: Settle,
     B: Body,
+    K: ClassifyEnd + Clone,
 {
-    type Output = Response<TrackedBody<B, H, BodiesSayNothing>>;
+    type Output = Response<TrackedBody<B, H, K>>;
 
     fn track_completion(&self, handle: H, response: Response<B>) -> Self::Output {
-        response.map(|body| TrackedBody::new(body, handle, BodiesSayNothing, Until::FirstData))
+        let classify = self.classify.clone();
+        response.map(|body| TrackedBody::new(body, handle, classify, Until::FirstData))
     }
 }
 
@@ -134,6 +170,7 @@ impl<B: Body, H: Settle, K: ClassifyEnd> TrackedBody<B, H, K> {
             handle: Some(handle),
             classify,
             until,
+            has_data: false,
             body,
         };
         if this.body.is_end_stream() {
@@ -163,14 +200,22 @@ impl<B: Body, H: Settle, K: ClassifyEnd> Body for TrackedBody<B, H, K> {
         match &frame {
             None => end(this.handle, || this.classify.classify_end(None)),
             Some(Err(_)) => end(this.handle, || this.classify.classify_break()),
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    end(this.handle, || this.classify.classify_end(Some(trailers)));
-                } else if *this.until == Until::FirstData || this.body.is_end_stream() {
-                    // Nobody need ask a body again that says that it has ended.
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => end(this.handle, || this.classify.classify_end(Some(trailers))),
+                // Nobody need ask a body again that says that it has ended.
+                None if this.body.is_end_stream() => {
                     end(this.handle, || this.classify.classify_end(None));
                 }
-            }
+                None if !*this.has_data => {
+                    *this.has_data = frame.is_data();
+                    match *this.until {
+                        _ if !*this.has_data => {}
+                        Until::FirstData => end(this.handle, || Outcome::Success),
+                        Until::End => this.handle.iter_mut().for_each(Settle::first_data),
+                    }
+                }
+                None => {}
+            },
         }
         Poll::Ready(frame)
     }
@@ -197,6 +242,7 @@ impl<B: Default, H, K: Default> Default for TrackedBody<B, H, K> {
             handle: None,
             classify: K::default(),
             until: Until::End,
+            has_data: false,
         }
     }
 }

@@ -106,7 +106,7 @@ impl<B> HashKey<Request<B>> for Header {
 
 impl<B> HashKey<Request<B>> for Cookie {
     fn hash(&self, request: &Request<B>, seed: u64) -> Option<u64> {
-        let value = cookie_value(request, self.0.as_bytes())?;
+        let value = cookie_values(request, self.0.as_bytes()).next()?;
         Some(hash_bytes(value, seed))
     }
 }
@@ -148,11 +148,14 @@ where
     }
 }
 
-/// Returns the value of the first cookie of this name.
-pub(super) fn cookie_value<'a, B>(request: &'a Request<B>, name: &[u8]) -> Option<&'a [u8]> {
+/// Returns the values of all cookies of this name, as they come.
+pub(super) fn cookie_values<'a, B>(
+    request: &'a Request<B>,
+    name: &'a [u8],
+) -> impl Iterator<Item = &'a [u8]> {
     let headers = request.headers().get_all(COOKIE).iter();
-    let mut pairs = headers.flat_map(|header| header.as_bytes().split(|&byte| byte == b';'));
-    pairs.find_map(|pair| {
+    let pairs = headers.flat_map(|header| header.as_bytes().split(|&byte| byte == b';'));
+    pairs.filter_map(move |pair| {
         let pair = pair.trim_ascii();
         let (key, value) = pair.split_at_checked(name.len())?;
         // Names are told apart by case (RFC 6265, section 5.4).

@@ -12,6 +12,7 @@ use crate::load::Report;
 /// endpoint-load-metrics: JSON {"application_utilization": 0.7, "rps_fractional": 120}
 /// ```
 ///
+/// In JSON, fields have their names in either spelling, and numbers may be strings, as in that form of every protocol buffer.
 /// Fields that are not known are passed over; a header that cannot be read is none. Headers alone are read: not trailers, and not
 /// the binary form that gRPC servers put there.
 ///
@@ -84,12 +85,31 @@ impl<'a> Metrics<'a> {
                 let (_, value) = pairs.find(|(key, _)| key.trim() == name)?;
                 number(value)
             }
-            Self::Json(metrics) => match name.split_once('.') {
-                Some((outer, inner)) => metrics.get(outer)?.get(inner)?.as_f64(),
-                None => metrics.get(name)?.as_f64(),
-            },
+            Self::Json(metrics) => {
+                let (field, inner) = match name.split_once('.') {
+                    Some((outer, inner)) => (outer, Some(inner)),
+                    None => (name, None),
+                };
+                let value = metrics
+                    .get(field)
+                    .or_else(|| metrics.get(camel_case(field)));
+                let value = inner.map_or(value, |inner| value?.get(inner))?;
+                value.as_f64().or_else(|| number(value.as_str()?))
+            }
         }
     }
+}
+
+/// Returns the other name that a field has in the JSON form of a protocol buffer.
+fn camel_case(field: &str) -> String {
+    let mut words = field.split('_');
+    let first = words.next().unwrap_or_default();
+    let capitalised = words.flat_map(|word| {
+        let mut letters = word.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+        first.into_iter().chain(letters)
+    });
+    first.chars().chain(capitalised).collect()
 }
 
 fn number(text: &str) -> Option<f64> {

@@ -18,7 +18,7 @@ use tower::{
     load::Load,
 };
 
-use super::key::cookie_value;
+use super::key::cookie_values;
 use crate::{
     endpoint::{Address, Endpoint},
     metric::{InFlight, TotalInFlight},
@@ -59,6 +59,9 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(()) })?;
 /// # Ok::<_, tower::BoxError>(())
 /// ```
+///
+/// An answer of 5xx sets no cookie, for it began no session. A request that [failover](crate::retry) has sent elsewhere
+/// takes its session along, to the endpoint that answered.
 ///
 /// The cookie says nothing of who the user is; it is no login.
 #[derive(Clone)]
@@ -156,7 +159,7 @@ impl SessionLayer {
     ///
     /// # Panics
     ///
-    /// If it has a control character or a semicolon.
+    /// If it does not begin with a slash, or has a control character or a semicolon.
     #[must_use]
     #[track_caller]
     pub fn path(mut self, path: impl Into<String>) -> Self {
@@ -164,19 +167,22 @@ impl SessionLayer {
         let is_well = path
             .bytes()
             .all(|byte| (b' '..0x7f).contains(&byte) && byte != b';');
-        assert!(is_well, "{path:?} is no path of a cookie");
+        assert!(
+            path.starts_with('/') && is_well,
+            "{path:?} is no path of a cookie"
+        );
         Arc::make_mut(&mut self.shared).path = path;
         self
     }
 
-    /// Sets how long a browser keeps the cookie. Default: until it is closed.
+    /// Sets how long a browser keeps the cookie, from when the session began. Default: until the browser is closed.
     #[must_use]
     pub fn max_age(mut self, max_age: Duration) -> Self {
         Arc::make_mut(&mut self.shared).max_age = Some(max_age);
         self
     }
 
-    /// Has browsers send the cookie over HTTPS alone. Default: over HTTP too.
+    /// Has browsers send the cookie over HTTPS alone. Default: over HTTP too. Names with `__Host-` or `__Secure-` need it.
     #[must_use]
     pub fn secure(mut self) -> Self {
         Arc::make_mut(&mut self.shared).transport = Transport::Secure;
@@ -207,10 +213,11 @@ impl Settings {
         token
     }
 
-    /// Returns the token that the request has; `None` if there is none, or none that we could have made.
-    fn token_of<B>(&self, request: &Request<B>) -> Option<Token> {
-        let value = cookie_value(request, self.name.as_bytes())?;
-        value.try_into().ok()
+    /// Returns the tokens that the request has. Of several cookies any may be ours: others of the name may come from another path,
+    /// domain or key.
+    fn tokens_of<'a, B>(&'a self, request: &'a Request<B>) -> impl Iterator<Item = Token> {
+        let values = cookie_values(request, self.name.as_bytes());
+        values.filter_map(|value| value.try_into().ok())
     }
 
     fn set_cookie(&self, token: &Token) -> Option<HeaderValue> {
@@ -256,11 +263,11 @@ where
         let Some(request) = cx.request() else {
             return Choice::NeedsRequest;
         };
-        let token = self.shared.token_of(request);
-        let position = token.and_then(|token| table.positions.get(&token));
-        match position.map(|&position| position as usize) {
-            Some(position) if candidates.contains(position) => Choice::Member(position),
-            _ => self.policy.pick(&table.inner, candidates, cx),
+        let positions = self.shared.tokens_of(request);
+        let mut positions = positions.filter_map(|token| table.positions.get(&token));
+        match positions.find(|&&position| candidates.contains(position as usize)) {
+            Some(&position) => Choice::Member(position as usize),
+            None => self.policy.pick(&table.inner, candidates, cx),
         }
     }
 
@@ -322,9 +329,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let cookie = match self.shared.token_of(&request) {
-            Some(token) if token == self.token => None,
-            _ => self.shared.set_cookie(&self.token),
+        let is_ours = |token| token == self.token;
+        let cookie = match self.shared.tokens_of(&request).any(is_ours) {
+            true => None,
+            false => self.shared.set_cookie(&self.token),
         };
         SessionFuture {
             future: self.service.call(request),
@@ -343,7 +351,9 @@ where
         let this = self.project();
         let mut answer = ready!(this.future.poll(cx));
         if let (Ok(response), Some(cookie)) = (&mut answer, this.cookie.take()) {
-            response.headers_mut().append(SET_COOKIE, cookie);
+            if !response.status().is_server_error() {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
         }
         Poll::Ready(answer)
     }

@@ -19,6 +19,9 @@ pub enum Outcome {
 pub trait Settle {
     /// Says what the answer is; what was decided once stands.
     fn settle(&mut self, outcome: Outcome);
+
+    /// Says that the first data of the answer has come: it is not for waiting in vain if it takes long from now on.
+    fn first_data(&mut self) {}
 }
 
 impl Outcome {

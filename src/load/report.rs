@@ -66,7 +66,8 @@ impl Report {
             return None;
         }
         let weight = qps / (utilization + eps.max(0.0) / qps * error_penalty);
-        (weight > 0.0 && weight.is_finite()).then_some(weight)
+        // More requests a second than that no server does.
+        (weight > 0.0 && weight < 1e15).then_some(weight)
     }
 }
 
@@ -113,6 +114,7 @@ mod tests {
             (-0.5, 100.0, 0.0, 1.0, None),
             (f64::NAN, 100.0, 0.0, 1.0, None),
             (0.5, f64::INFINITY, 0.0, 1.0, None),
+            (0.5, 1e307, 0.0, 1.0, None),
             (0.5, f64::NAN, 0.0, 1.0, None),
             (0.5, 100.0, f64::INFINITY, 1.0, None),
         ] {

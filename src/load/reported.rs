@@ -104,9 +104,10 @@ pub(super) struct LastReport {
     reported_at: AtomicU64,
 }
 
-/// What the servers of one layer say together: the bits of a number, those of 0 before there is one.
-#[derive(Debug, Default)]
+/// What the servers of one layer say together.
+#[derive(Debug)]
 struct Fleet {
+    /// The bits of a number: not a number before there is one.
     mean: AtomicU64,
 }
 
@@ -134,7 +135,7 @@ pin_project! {
 impl<F> ReportedLayer<F> {
     /// Reads from each response how many requests its server has in hand; `None` if it does not say.
     ///
-    /// What is negative or not a finite number is no report.
+    /// What is negative, not a number or more than 2^32 is no report.
     pub fn new<Res>(read: F) -> Self
     where
         F: Fn(&Res) -> Option<f64>,
@@ -181,7 +182,7 @@ impl<S, F: Clone> Layer<S> for ReportedLayer<F> {
 
 impl Server {
     fn take(&self, load: f64) {
-        if load.is_finite() && load >= 0.0 {
+        if (0.0..=MOST).contains(&load) {
             self.report.set(load, metric::now());
             self.fleet.take(load);
         }
@@ -203,15 +204,24 @@ impl LastReport {
     }
 }
 
+impl Default for Fleet {
+    fn default() -> Self {
+        Self {
+            mean: AtomicU64::new(f64::NAN.to_bits()),
+        }
+    }
+}
+
 impl Fleet {
+    /// Returns the mean, zero before there is one.
     fn mean(&self) -> f64 {
-        f64::from_bits(self.mean.load(Relaxed))
+        f64::from_bits(self.mean.load(Relaxed)).max(0.0)
     }
 
     // Relaxed, and no exchange: of two reports at once one may be lost to the mean, which is as good without it.
     fn take(&self, load: f64) {
-        let mean = self.mean();
-        let next = if mean == 0.0 {
+        let mean = f64::from_bits(self.mean.load(Relaxed));
+        let next = if mean.is_nan() {
             load
         } else {
             mean + (load - mean) / SAMPLES
@@ -368,3 +378,6 @@ impl<T, F> fmt::Debug for ReportedFuture<T, F> {
 
 /// Over how many reports the mean is taken: enough to be steady, few enough to follow the load of the whole.
 const SAMPLES: f64 = 32.0;
+
+/// No server has more in hand.
+const MOST: f64 = (1_u64 << 32) as f64;

@@ -36,7 +36,8 @@ use crate::{
 /// times the weight that discovery gave it, and relative to those of the others. Every policy that looks at weights follows:
 /// [`WeightedRoundRobin`](crate::WeightedRoundRobin), as in gRPC, and [`P2c`](crate::P2c), which draws by weight and compares loads in
 /// proportion to it; hashing does not. An endpoint without reports has the mean weight of the others; with fewer than two
-/// that report, all weights are what discovery says.
+/// that report, all weights are what discovery says. No report counts for more than ten times the median, or less than a hundredth.
+/// A server that starts anew at its old address keeps the weight that it had, until it reports.
 ///
 /// Defaults, gRPC's: reports count 10 s after an endpoint's first (blackout), for 180 s each (expiry); weights are set
 /// every second; the penalty is 1.

@@ -106,7 +106,7 @@ async fn a_body_that_says_that_it_has_ended_has() {
 
 #[tokio::test]
 async fn the_first_data_ends_it_where_that_is_the_answer() {
-    let layer = PendingRequestsLayer::default().completion(CompleteOnFirstData);
+    let layer = PendingRequestsLayer::default().completion(CompleteOnFirstData::new());
     let mut service = tracked!(
         layer.clone(),
         Response::new(Script::new([Step::Data, Step::Data]))
@@ -200,6 +200,136 @@ async fn a_status_in_trailers_reaches_outlier_detection() {
         for status in ["0", "3", "5", "16"] {
             assert_eq!(calls_until_ejected(status, place).await, None, "{status}");
         }
+    }
+}
+
+/// Calls one endpoint of three, whose bodies are scripted; returns how many calls it took to eject it.
+macro_rules! calls_until_ejected {
+    ($outliers:expr, $steps:expr) => {{
+        let mut client = ServiceBuilder::new()
+            .layer(BalanceLayer::new(InOrder))
+            .layer($outliers)
+            .layer(fixed(0..3))
+            .service(move |endpoint: &Endpoint<usize>| {
+                let well = vec![Step::Data, Step::Trailers(vec![("grpc-status", "0")])];
+                let steps = if *endpoint.address() == 0 {
+                    $steps
+                } else {
+                    well
+                };
+                service_fn(move |(): ()| {
+                    let body = Script::new(steps.clone());
+                    async move { Ok::<_, std::io::Error>(Response::new(body)) }
+                })
+            });
+        let mut calls = 0;
+        loop {
+            calls += 1;
+            let mut response = client.ready().await.unwrap().call(()).await.unwrap();
+            // As long as it takes a reader who has had enough.
+            for _ in 0..50 {
+                let Some(Ok(_)) = response.frame().await else {
+                    break;
+                };
+                advance(Duration::from_millis(100)).await;
+            }
+            drop(response);
+            tokio::task::yield_now().await;
+            let first = client.endpoints().swap_remove(0);
+            if first.endpoint().ejection().is_some() {
+                break Some(calls);
+            } else if calls == 20 {
+                break None;
+            }
+        }
+    }};
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_body_shows_reaches_outlier_detection() {
+    let grpc = OutlierLayer::default().classify(GrpcStatus::new());
+    let http = OutlierLayer::default().classify(HttpStatus::new());
+    let unavailable = || vec![Step::Trailers(vec![("grpc-status", "14")])];
+    // Without data, its end decides for the first data too.
+    let on_data = grpc
+        .clone()
+        .completion(CompleteOnFirstData::classify(GrpcStatus::new()));
+    assert_eq!(
+        calls_until_ejected!(on_data.clone(), unavailable()),
+        Some(5)
+    );
+    let with_data = || vec![Step::Data, Step::Trailers(vec![("grpc-status", "14")])];
+    assert_eq!(calls_until_ejected!(on_data, with_data()), None);
+    // A body that breaks off, where the status leaves it to the body.
+    let breaks = || vec![Step::Data, Step::Break];
+    let on_body = http.clone().completion(CompleteOnBody::new());
+    assert_eq!(calls_until_ejected!(on_body, breaks()), None);
+    let undecided = http
+        .classify(HttpStatus::new().class(2, Outcome::Undecided))
+        .completion(CompleteOnBody::new());
+    assert_eq!(calls_until_ejected!(undecided.clone(), breaks()), Some(5));
+    assert_eq!(calls_until_ejected!(undecided, vec![Step::Data]), None);
+    // A stream that is left in the middle was not waited for in vain.
+    let impatient = grpc
+        .completion(CompleteOnBody::classify(GrpcStatus::new()))
+        .cancelled_after(Duration::from_secs(1));
+    assert_eq!(calls_until_ejected!(impatient, vec![Step::Data; 100]), None);
+}
+
+/// A server that was ejected and is well again, whose answers are streams that last.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_open_is_a_good_probe() {
+    // With messages, and without any for the time being.
+    for steps in [vec![Step::Data; 10], vec![]] {
+        let is_broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (broken, script) = (is_broken.clone(), steps.clone());
+        let mut client = ServiceBuilder::new()
+            .layer(BalanceLayer::new(InOrder))
+            .layer(
+                OutlierLayer::default()
+                    .classify(GrpcStatus::new())
+                    .completion(CompleteOnBody::classify(GrpcStatus::new())),
+            )
+            .layer(fixed(0..3))
+            .service(move |endpoint: &Endpoint<usize>| {
+                let (name, broken, script) = (*endpoint.address(), broken.clone(), script.clone());
+                service_fn(move |(): ()| {
+                    let is_broken = name == 0 && broken.load(std::sync::atomic::Ordering::Relaxed);
+                    let status = if is_broken { "14" } else { "0" };
+                    let status: &[_] = if is_broken {
+                        &[("grpc-status", status)]
+                    } else {
+                        &[]
+                    };
+                    let answer = response(200, status, (name, Script::new(script.clone())));
+                    let (head, (name, body)) = answer.into_parts();
+                    let mut answer = Response::from_parts(head, body);
+                    answer.extensions_mut().insert(name);
+                    async move { Ok::<_, std::io::Error>(answer) }
+                })
+            });
+        for _ in 0..5 {
+            client.ready().await.unwrap().call(()).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+        assert!(client.endpoints()[0].endpoint().ejection().is_some());
+        is_broken.store(false, std::sync::atomic::Ordering::Relaxed);
+        // A stream each ten seconds, of which one message is read, if there is one; they stay open.
+        let mut open = Vec::new();
+        let mut to_first = 0;
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let mut stream = client.ready().await.unwrap().call(()).await.unwrap();
+            if !steps.is_empty() {
+                stream.frame().await.unwrap().unwrap();
+            }
+            to_first += usize::from(stream.extensions().get() == Some(&0_usize));
+            open.push(stream);
+        }
+        // With messages from the first probe on; without, once the longest ejection has passed.
+        let least = if steps.is_empty() { 20 } else { 50 };
+        assert!(to_first > least, "{to_first} of 60");
+        assert!(client.endpoints()[0].endpoint().ejection().is_none());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a request is spread by, and sessions.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -89,6 +89,7 @@ fn cookies_are_keys() {
 
 #[test]
 fn paths_and_parameters_are_keys() {
+    let huge = format!("/?user={}", "x".repeat(60_000));
     let path = |uri: &str| HashKey::<Request<()>>::hash(&Path, &request(uri, &[]), 0);
     assert_eq!(path("/a/b?c=d"), of(b"/a/b"));
     assert_eq!(path("http://host/a/b"), of(b"/a/b"));
@@ -102,6 +103,7 @@ fn paths_and_parameters_are_keys() {
         ("/?user=7&user=8", of(b"7")),
         ("/?user=a%20b", of(b"a%20b")),
         ("/?user=7=8", of(b"7=8")),
+        (&huge, of(&huge.as_bytes()[7..])),
         ("/?user", of(b"")),
         ("/?user=", of(b"")),
         ("/?&&&user=7", of(b"7")),
@@ -135,6 +137,9 @@ fn extensions_are_keys() {
     let key = Extension::new(|tenant: &Tenant| tenant.0.clone());
     let mut tagged = request("/", &[]);
     assert_eq!(key.hash(&tagged, 0), None);
+    let huge = "t".repeat(1 << 20);
+    tagged.extensions_mut().insert(Tenant(huge.clone()));
+    assert_eq!(key.hash(&tagged, 0), of(huge.as_bytes()));
     tagged.extensions_mut().insert(Tenant("t".to_owned()));
     assert_eq!(key.hash(&tagged, 0), of(b"t"));
     // And together, as a policy takes them.
@@ -221,9 +226,7 @@ async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone(
         .filter(|name| *name != home)
         .collect();
     targets.send_replace(left);
-    while send(&restarted, Some(pair(&cookie))).await.0 == home {
-        tokio::task::yield_now().await;
-    }
+    until(async || send(&restarted, Some(pair(&cookie))).await.0 != home).await;
     let (next, set) = send(&restarted, Some(pair(&cookie))).await;
     assert_ne!(next, home);
     let moved = set.expect("a new cookie");
@@ -232,6 +235,51 @@ async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone(
             send(&restarted, Some(pair(&moved))).await,
             (next.clone(), None)
         );
+    }
+}
+
+/// Waits until the balancer has taken in what was done.
+async fn until(is_so: impl AsyncFn() -> bool) {
+    for _ in 0..1000 {
+        if is_so().await {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it never comes");
+}
+
+#[tokio::test]
+async fn of_several_cookies_the_good_one_counts_and_an_error_begins_no_session() {
+    let sessions = SessionLayer::new("lb", [7; 16]);
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(sessions.policy(RoundRobin::default())))
+        .layer(sessions)
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(["a", "b", "c"]))
+        .service(|endpoint: &Endpoint<&'static str>| {
+            let name = endpoint.to_string();
+            service_fn(move |_: Request<()>| {
+                let status = if name == "a" { 503 } else { 200 };
+                let mut answer = Response::new(name.clone());
+                *answer.status_mut() = status.try_into().unwrap();
+                std::future::ready(Ok::<_, std::io::Error>(answer))
+            })
+        });
+    let mut cookies = HashMap::new();
+    for _ in 0..3 {
+        let (who, set) = send(&client, None).await;
+        cookies.insert(who, set);
+    }
+    assert_eq!(cookies["a"], None, "503");
+    let good = pair(cookies["b"].as_ref().unwrap()).to_owned();
+    // Others of the same name come from another path, an older key, or somebody who would like to have one.
+    for others in ["lb=x", &format!("lb={}", "0".repeat(32))] {
+        for cookies in [format!("{others}; {good}"), format!("{good}; {others}")] {
+            for _ in 0..6 {
+                assert_eq!(send(&client, Some(&cookies)).await, ("b".to_owned(), None));
+            }
+        }
     }
 }
 
@@ -308,13 +356,9 @@ async fn a_session_leaves_an_endpoint_that_is_unavailable_and_attributes_are_set
             .clone()
     };
     endpoint.mark_unhealthy();
-    while send(&client, Some(pair(&set))).await.0 == home {
-        tokio::task::yield_now().await;
-    }
+    until(async || send(&client, Some(pair(&set))).await.0 != home).await;
     endpoint.mark_healthy();
-    while send(&client, Some(pair(&set))).await.0 != home {
-        tokio::task::yield_now().await;
-    }
+    until(async || send(&client, Some(pair(&set))).await.0 == home).await;
     for name in ["", "a b", "a;b", "ü"] {
         assert!(std::panic::catch_unwind(|| SessionLayer::new(name, [0; 16])).is_err());
     }

@@ -19,6 +19,9 @@ fn orca_reports_are_read_as_text_and_as_json() {
         "TEXT application_utilization=0.3,cpu_utilization=0.9,rps=120,eps=2",
         "TEXT application_utilization=0,cpu_utilization=0.3,rps_fractional=120,eps=2",
         r#"JSON {"cpu_utilization": 0.3, "rps_fractional": 120, "eps": 2}"#,
+        r#"JSON {"cpuUtilization": 0.3, "rpsFractional": 120, "eps": 2}"#,
+        r#"JSON {"applicationUtilization": 0.3, "cpu_utilization": 0.9, "rps": "120", "eps": 2}"#,
+        r#"JSON {"cpu_utilization": "0.3", "rps": "120", "eps": 2}"#,
         r#"JSON {"named_metrics": {"x": 7}, "application_utilization": 0.3, "rps": 120, "eps": 2.0}"#,
     ] {
         assert_eq!(read(header), full, "{header}");
@@ -39,7 +42,8 @@ fn orca_reports_are_read_as_text_and_as_json() {
         "JSON {",
         "JSON []",
         "JSON 7",
-        r#"JSON {"cpu_utilization": "0.3"}"#,
+        r#"JSON {"cpu_utilization": "much"}"#,
+        r#"JSON {"cpu_utilization": {}}"#,
     ] {
         assert_eq!(read(header), None, "{header}");
     }
@@ -67,7 +71,9 @@ fn a_metric_of_orca_is_read_by_name() {
         ),
         (r#"JSON {"in_flight": 12}"#, None),
         (r#"JSON {"named_metrics": 12}"#, None),
-        (r#"JSON {"named_metrics": {"in_flight": "12"}}"#, None),
+        (r#"JSON {"namedMetrics": {"in_flight": 12}}"#, Some(12.0)),
+        (r#"JSON {"named_metrics": {"in_flight": "12"}}"#, Some(12.0)),
+        (r#"JSON {"named_metrics": {"inFlight": 12}}"#, None),
         (r#"JSON {"named_metrics.in_flight": 12}"#, None),
         ("12", None),
     ] {

@@ -190,17 +190,15 @@ async fn a_report_fades_to_the_mean_of_all() {
 async fn what_is_no_number_of_requests_is_no_report() {
     let layer = layer();
     let mut service = echo(&layer);
-    for load in [f64::NAN, f64::INFINITY, -1.0, f64::NEG_INFINITY] {
+    for load in [f64::NAN, f64::INFINITY, -1.0, f64::NEG_INFINITY, f64::MAX] {
         service.ready().await.unwrap().call(load).await.unwrap();
         assert_cost(&service, 0.0);
     }
-    service.ready().await.unwrap().call(f64::MAX).await.unwrap();
-    assert_cost(&service, f64::MAX);
-    // And it is forgotten.
-    for _ in 0..32 * 1000 {
-        service.ready().await.unwrap().call(1.0).await.unwrap();
+    // Zero is a report like any other: one of 32 after many of it is not the mean.
+    for load in [0.0, 0.0, 32.0] {
+        service.ready().await.unwrap().call(load).await.unwrap();
     }
-    assert_cost(&service, 1.0);
+    assert_cost(&service, 32.0);
     assert_cost(&echo(&layer), 1.0);
 }
 
@@ -305,4 +303,22 @@ async fn reports_that_age_beat_local_counts_and_those_that_do_not_age_lose() {
     assert!(by_aged < 0.93 * by_counts);
     assert!(by_unaged > by_counts);
     assert!(least_by_aged < 0.5 * least_by_counts);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_report_does_not_draw_all_requests() {
+    for extreme in [
+        Report::new(1e-6, 100.0),
+        Report::new(1.0, 1e-6),
+        Report::new(0.5, 1e14),
+    ] {
+        let usual = Some(Report::new(0.5, 50.0));
+        let reports = [Some(extreme), usual, usual];
+        let seen = shares(WeightedRoundRobin::seeded(1), reports, &[20_000]).await;
+        // Between a hundredth of the mean and ten times it.
+        assert!(
+            seen[0].iter().all(|&count| count > 0 && count < 290),
+            "{extreme:?}: {seen:?}"
+        );
+    }
 }
