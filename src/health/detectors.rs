@@ -76,7 +76,8 @@ pub struct FailurePercentage {
 
 /// Ejects endpoints whose mean latency is so many times the median of all endpoints' means.
 ///
-/// For fleets of equal servers only: it takes a slower zone for a fault. Times the first 64 successes of an interval, and one
+/// For fleets of equal servers only: it takes a slower zone for a fault. A latency is that to the response, or to the first data where
+/// [completion](super::OutlierLayer::completion) is by bodies. Times the first 64 successes of an interval, and one
 /// in 16 of the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlowLatency {

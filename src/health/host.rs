@@ -262,8 +262,9 @@ impl<A: Address> Host<A> {
         }
     }
 
+    /// Takes how long a request has waited for its answer.
     #[inline(never)]
-    fn time(&self, started: u64) {
+    pub(super) fn time(&self, started: u64) {
         let took = metric::now().saturating_sub(started);
         self.counts.timed.fetch_add(1, Relaxed);
         self.counts.time_nanos.fetch_add(took, Relaxed);

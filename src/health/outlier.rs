@@ -123,6 +123,8 @@ impl<K, C> OutlierLayer<K, C> {
     }
 
     /// Sets what a request's end is, for outcomes that [only its body tells](crate::load::Outcome::Undecided). Default [`CompleteOnResponse`].
+    ///
+    /// The probe of an endpoint that was ejected then has succeeded with the first data, so that a stream may be one.
     #[must_use]
     pub fn completion<D>(self, completion: D) -> OutlierLayer<K, D> {
         OutlierLayer {
@@ -244,7 +246,8 @@ impl<K, C> OutlierLayer<K, C> {
     /// Takes calls for failures that their callers give up after so long. Default: they say nothing.
     ///
     /// For endpoints that hang: nothing else is ever heard of them. Costs a clock reading for every request. A
-    /// duration near the callers' own timeout takes slowness that they would have borne for no fault.
+    /// duration near the callers' own timeout takes slowness that they would have borne for no fault. With a completion by
+    /// bodies, a call whose first data has come is none of these.
     #[must_use]
     pub const fn cancelled_after(mut self, duration: Duration) -> Self {
         self.cancelled_after = Some(duration);

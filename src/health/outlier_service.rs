@@ -45,10 +45,8 @@ pin_project! {
 pub struct OutlierHandle<A: Address> {
     /// `None` once it has reported.
     ticket: Option<Arc<Ticket<A>>>,
-    /// In ns; 0: not to be known.
+    /// In ns; 0: not to be known, or no longer.
     started: u64,
-    /// Whether a part of the answer's body has come.
-    has_data: bool,
 }
 
 impl<S, A: Address, K, C> Outlier<S, A, K, C> {
@@ -123,7 +121,6 @@ where
         let record = OutlierHandle {
             started: self.ticket.start(),
             ticket: Some(Ticket::take(&mut self.ticket)),
-            has_data: false,
         };
         OutlierFuture {
             future: self.service.call(request),
@@ -174,14 +171,19 @@ impl<A: Address> Settle for OutlierHandle<A> {
         }
     }
 
-    /// Ends a probe, which has succeeded; the end of the answer still counts, as that of any other request.
+    /// Ends a probe, which has succeeded, and the waiting; the end of the answer still counts, as that of any other request.
     fn first_data(&mut self) {
-        self.has_data = true;
-        if let Some(Ticket::OnTrial { free, .. }) = self.ticket.as_deref() {
-            let free = free.clone();
-            if let Some(trial) = self.ticket.replace(free) {
-                Ticket::end(trial, Some(true));
-            }
+        let Some(ticket) = self.ticket.take() else {
+            return;
+        };
+        // What a caller leaves from now on was not waited for in vain.
+        let started = std::mem::take(&mut self.started);
+        if started != 0 {
+            ticket.host().time(started);
+        }
+        self.ticket = Some(Ticket::free(&ticket));
+        if let Ticket::OnTrial { .. } = *ticket {
+            Ticket::end(ticket, Some(true));
         }
     }
 }
@@ -191,15 +193,13 @@ impl<A: Address> OutlierHandle<A> {
         Self {
             ticket: self.ticket.take(),
             started: self.started,
-            has_data: self.has_data,
         }
     }
 
     #[cold]
     #[inline(never)]
     fn cancel(&self, ticket: Arc<Ticket<A>>) {
-        // What the caller leaves in the middle it did not wait for in vain.
-        let is_failure = !self.has_data && ticket.host().is_too_long(self.started);
+        let is_failure = ticket.host().is_too_long(self.started);
         Ticket::end(ticket, is_failure.then_some(false));
     }
 }
