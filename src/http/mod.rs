@@ -11,6 +11,8 @@
 //! | what may be tried again? | [`HttpRetry`], [`UnsentBody`] for bodies that cannot be cloned, [`retry_after`] |
 //! | which layers may stand between retries and the balancer? | any, between [`TagTriedLayer`] and [`ExcludeTriedLayer`] |
 //!
+//! Where this crate's names are imported by `*`, the crate `http` is `::http`.
+//!
 //! A stack for HTTP, from the top:
 //!
 //! ```
