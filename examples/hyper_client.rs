@@ -1,8 +1,8 @@
 //! hyper's client for each server, which goes there whatever host a URI names: HTTP/1.1 with kept connections, then HTTP/2.
 //!
-//! So `Host` and `:authority` stay the service's name, and with TLS the name that certificates are checked against does: wrap the
-//! connector in that of hyper-rustls. (One pool for all servers, over HTTP/1.1, is in `axum_fanout`.) Of three servers one dies
-//! on the way.
+//! So `Host` and `:authority` stay the service's name, and with TLS the name that certificates are checked against does: let
+//! the connector take `https` (`enforce_http(false)`), and wrap it in that of hyper-rustls. (One pool for all servers, over
+//! HTTP/1.1, is in `axum_fanout`.) Of three servers one dies on the way.
 
 mod support;
 

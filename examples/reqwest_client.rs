@@ -1,16 +1,17 @@
-//! One reqwest client for each server, which reaches it under the service's own name.
+//! One reqwest client for each server, which reaches it over TLS under the service's own name.
 //!
-//! `resolve` pins the name to the endpoint's address, so that `Host` and, with TLS, the name that certificates are checked against
-//! stay the service's. Only the port is the URL's to say, and so part of `Host` where it is not the usual one. Of three servers one dies on the
-//! way.
+//! `resolve` pins the name to the endpoint's address and port, so that `Host` and the name that certificates are checked against
+//! stay the service's. Let URLs name no port: it would be taken instead of the endpoint's. Of three servers one dies on the way.
 
 mod support;
+#[path = "support/tls.rs"]
+mod tls;
 
 use std::time::Duration;
 
-use reqwest::{Client, Method, Request, Url};
-use support::{outlive, takes_requests, three_servers};
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use reqwest::{Certificate, Client, Method, Request, Response, Url};
+use support::{Server, outlive, takes_requests};
+use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tower_lb::{
     BalanceLayer, Classify, Endpoint, Outcome, OutlierLayer, P2c, PendingRequestsLayer, WatchLayer,
     each,
@@ -18,34 +19,12 @@ use tower_lb::{
 
 const NAME: &str = "api.example.com";
 
-/// The client of one endpoint.
-fn connect(
-    endpoint: &Endpoint,
-) -> impl Service<Request, Response = reqwest::Response, Error = BoxError, Future: Send>
-+ Clone
-+ Send
-+ Sync
-+ use<> {
-    let address = *endpoint.address();
-    let client = Client::builder()
-        .resolve(NAME, address)
-        .timeout(Duration::from_secs(1))
-        .build()
-        .expect("without TLS there is nothing that could be missing");
-    service_fn(move |mut request: Request| {
-        let client = client.clone();
-        // `resolve` is about names: without this the request would go to port 80.
-        let _ = request.url_mut().set_port(Some(address.port()));
-        async move { Ok(client.execute(request).await?) }
-    })
-}
-
 /// 5xx, and no answer, are failures; what is the request's own fault says nothing.
 #[derive(Clone, Copy, Debug)]
 struct Statuses;
 
-impl Classify<reqwest::Response, BoxError> for Statuses {
-    fn classify(&self, answer: Result<&reqwest::Response, &BoxError>) -> Outcome {
+impl Classify<Response, reqwest::Error> for Statuses {
+    fn classify(&self, answer: Result<&Response, &reqwest::Error>) -> Outcome {
         match answer {
             Ok(response) if response.status().is_server_error() => Outcome::Failure,
             Ok(response) if response.status().is_client_error() => Outcome::Ignore,
@@ -57,7 +36,14 @@ impl Classify<reqwest::Response, BoxError> for Statuses {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let [a, b, c] = three_servers().await?;
+    let (acceptor, certificate) = tls::identity(NAME)?;
+    let start = |name| {
+        let acceptor = acceptor.clone();
+        let takes = Duration::from_millis(1);
+        Server::start_over(name, takes, move |stream| acceptor.accept(stream))
+    };
+    let [a, b, c] = [start("A").await?, start("B").await?, start("C").await?];
+    let root = Certificate::from_der(&certificate)?;
     let (_addresses, rx) = tokio::sync::watch::channel(vec![a.address, b.address, c.address]);
     let client = ServiceBuilder::new()
         .layer(BalanceLayer::new(P2c::default()))
@@ -68,9 +54,16 @@ async fn main() -> Result<(), BoxError> {
         )
         .layer(each(PendingRequestsLayer::default()))
         .layer(WatchLayer::new(rx))
-        .service(connect);
+        .service(move |endpoint: &Endpoint| {
+            let client = Client::builder()
+                .resolve(NAME, *endpoint.address())
+                // Where a public authority vouches for the name, leave this out.
+                .tls_certs_only([root.clone()])
+                .timeout(Duration::from_secs(1));
+            client.build().expect("a certificate that was made well")
+        });
 
-    let url = Url::parse(&format!("http://{NAME}/"))?;
+    let url = Url::parse(&format!("https://{NAME}/"))?;
     let get = || Request::new(Method::GET, url.clone());
     let response = client.clone().oneshot(get()).await?;
     println!(

@@ -15,3 +15,5 @@ mod orca;
 mod retry_http;
 #[path = "http/support.rs"]
 mod support;
+#[path = "http/tls.rs"]
+mod tls;

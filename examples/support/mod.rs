@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // no example uses all of it
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, fmt, future::ready, io, net::SocketAddr, time::Duration};
 
 use hdrhistogram::Histogram;
 use http_body_util::Full;
@@ -12,7 +12,8 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -27,6 +28,19 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(name: &'static str, takes: Duration) -> io::Result<Self> {
+        Self::start_over(name, takes, |stream| ready(Ok(stream))).await
+    }
+
+    /// Starts one that speaks HTTP over what `accept` makes of a connection.
+    pub(crate) async fn start_over<F, Io>(
+        name: &'static str,
+        takes: Duration,
+        accept: impl Fn(TcpStream) -> F + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = io::Result<Io>> + Send + 'static,
+        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let answer = service_fn(move |_| async move {
@@ -39,10 +53,13 @@ impl Server {
             // Dropped with the task, and all connections with it.
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let stream = TokioIo::new(stream);
+                let accepted = accept(stream);
                 connections.spawn(async move {
-                    let connections = auto::Builder::new(TokioExecutor::new());
-                    let _ = connections.serve_connection(stream, answer).await;
+                    if let Ok(stream) = accepted.await {
+                        let connections = auto::Builder::new(TokioExecutor::new());
+                        let stream = TokioIo::new(stream);
+                        let _ = connections.serve_connection(stream, answer).await;
+                    }
                 });
             }
         });
