@@ -1,17 +1,25 @@
 //! What does a balancer cost a real request? CPU time of the client for each one over loopback, beside clients that
 //! have none: hyper-util over HTTP/1.1 with kept connections, and tonic.
 //!
-//! The servers are another process. All clients take turns, so that what disturbs one disturbs all; the ratio is the
-//! median of those within one turn, and the first client again says how much of it is noise.
+//! The servers are another process. All clients take turns, so that what disturbs one disturbs all, and use the same
+//! connections, as far as they let one choose; the ratio is the median of those within one turn.
+//!
+//! Clients without a balancer choose by themselves, in turn or at random. Tasks that go round send to the same server
+//! together again and again, once they have met there: their requests share a write to its connection. Those that choose at random have more
+//! writes, and so has a balancer: what it costs itself is what it takes beside them.
+//!
+//! `cargo bench --bench loopback -- 601` takes so many turns, for less noise; default 151.
 
 #[path = "../examples/support/greeter.rs"]
 mod greeter;
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     process::{Command, Stdio},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,6 +32,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
+use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{net::TcpListener, runtime, task::JoinSet};
 use tonic::transport::Channel;
@@ -45,7 +54,12 @@ fn main() -> Result<(), BoxError> {
     if has(SERVE) {
         return runtime.block_on(serve());
     }
-    let (turns, requests) = if has("--test") { (1, 1) } else { (151, 100) };
+    let turns = std::env::args().find_map(|given| given.parse().ok());
+    let (turns, requests) = if has("--test") {
+        (1, 1)
+    } else {
+        (turns.unwrap_or(151), 100)
+    };
     // The servers' process ends when its input does: with this one, whatever happens here.
     let mut servers = Command::new(std::env::current_exe()?)
         .arg(SERVE)
@@ -65,32 +79,35 @@ fn main() -> Result<(), BoxError> {
 }
 
 async fn http(addresses: &[SocketAddr], turns: usize, requests: usize) -> Result<(), BoxError> {
-    type Pooled = Client<HttpConnector, Empty<Bytes>>;
-    let pooled = || -> Pooled { Client::builder(TokioExecutor::new()).build_http() };
-    // A server's service, which knows its URI.
-    let to_server = |client: &Pooled, address: SocketAddr| {
-        let (client, uri) = (client.clone(), to_uri(address));
+    let pooled: Client<HttpConnector, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    // A server's service, which knows its URI. A balancer clones it for each request, so there is one pointer to clone.
+    let client = pooled.clone();
+    let to_server = move |address: SocketAddr| {
+        let server = Arc::new((client.clone(), to_uri(address)));
         service_fn(move |mut request: Request<Empty<Bytes>>| {
+            let (client, uri) = &*server;
             *request.uri_mut() = uri.clone();
             client.request(request)
         })
     };
     let mut bench = Bench::new("HTTP/1.1", turns, requests);
 
-    for what in ["round robin of each task", "the same again"] {
-        let pooled = pooled();
-        let services = addresses.iter().map(|&address| to_server(&pooled, address));
-        let services: Vec<_> = services.collect();
-        bench.client(what, move |task, n| gets(Round::new(&services, task), n));
-    }
-    let client = pooled();
+    let services: Vec<_> = addresses.iter().copied().map(&to_server).collect();
+    let these = services.clone();
+    bench.client("round robin of each task", move |task, n| {
+        gets(Alone::in_turn(&these, task), n)
+    });
+    bench.client("random of each task", move |task, n| {
+        gets(Alone::at_random(&services, task), n)
+    });
+    let service = to_server.clone();
     let balance = ServiceBuilder::new()
         .layer(BalanceLayer::new(P2c::default()))
         .layer(each(PendingRequestsLayer::default()))
         .layer(fixed(addresses.to_vec()))
-        .service(move |endpoint: &Endpoint| to_server(&client, *endpoint.address()));
+        .service(move |endpoint: &Endpoint| service(*endpoint.address()));
     bench.client("tower-lb", move |_, n| gets(balance.clone(), n));
-    let client = pooled();
     let balance = ServiceBuilder::new()
         .layer(BalanceLayer::new(P2c::default()))
         .layer(each(
@@ -98,14 +115,12 @@ async fn http(addresses: &[SocketAddr], turns: usize, requests: usize) -> Result
         ))
         .layer(AuthorityLayer::new())
         .layer(fixed(addresses.to_vec()))
-        .service(move |_: &Endpoint| client.clone());
+        .service(move |_: &Endpoint| pooled.clone());
     bench.client("tower-lb, CompleteOnBody, AuthorityLayer", move |_, n| {
         gets(balance.clone(), n)
     });
-    let client = pooled();
     let services = addresses.iter().map(|&address| {
-        let service = to_server(&client, address);
-        load::PendingRequests::new(service, load::CompleteOnResponse::default())
+        load::PendingRequests::new(to_server(address), load::CompleteOnResponse::default())
     });
     let list = ServiceList::new::<Request<Empty<Bytes>>>(services.collect::<Vec<_>>());
     let balance = Buffer::new(p2c::Balance::new(list), 128);
@@ -119,19 +134,24 @@ async fn grpc(addresses: &[SocketAddr], turns: usize, requests: usize) -> Result
     let endpoints = addresses
         .iter()
         .map(|&address| Channel::builder(to_uri(address)));
+    let channels: Vec<_> = endpoints.clone().map(|e| e.connect_lazy()).collect();
+    let targets = addresses.iter().copied().zip(channels.clone());
+    let targets: HashMap<SocketAddr, Channel> = targets.collect();
+    let to_server = move |endpoint: &Endpoint| targets[endpoint.address()].clone();
     let mut bench = Bench::new("gRPC", turns, requests);
 
-    for what in ["channels, round robin of each task", "the same again"] {
-        let channels: Vec<_> = endpoints.clone().map(|e| e.connect_lazy()).collect();
-        bench.client(what, move |task, n| says(Round::new(&channels, task), n));
-    }
-    let connect =
-        |endpoint: &Endpoint| Channel::builder(to_uri(*endpoint.address())).connect_lazy();
+    let these = channels.clone();
+    bench.client("channels, round robin of each task", move |task, n| {
+        says(Alone::in_turn(&these, task), n)
+    });
+    bench.client("channels, random of each task", move |task, n| {
+        says(Alone::at_random(&channels, task), n)
+    });
     let balance = ServiceBuilder::new()
         .layer(BalanceLayer::new(P2c::default()))
         .layer(each(PendingRequestsLayer::default()))
         .layer(fixed(addresses.to_vec()))
-        .service(connect);
+        .service(to_server.clone());
     bench.client("tower-lb", move |_, n| says(balance.clone(), n));
     let balance = ServiceBuilder::new()
         .layer(BalanceLayer::new(P2c::default()))
@@ -139,7 +159,7 @@ async fn grpc(addresses: &[SocketAddr], turns: usize, requests: usize) -> Result
             PendingRequestsLayer::default().completion(CompleteOnBody::new()),
         ))
         .layer(fixed(addresses.to_vec()))
-        .service(connect);
+        .service(to_server);
     bench.client("tower-lb, CompleteOnBody", move |_, n| {
         says(balance.clone(), n)
     });
@@ -153,22 +173,33 @@ fn to_uri(address: SocketAddr) -> Uri {
     uri.expect("a socket address is an authority")
 }
 
-/// What is to be had without a balancer: each task goes round by itself.
-struct Round<S> {
+/// What is to be had without a balancer: each task chooses by itself.
+struct Alone<S> {
     services: Vec<S>,
     next: usize,
+    /// Unless it takes them in turn.
+    random: Option<SmallRng>,
 }
 
-impl<S: Clone> Round<S> {
-    fn new(services: &[S], task: usize) -> Self {
+impl<S: Clone> Alone<S> {
+    fn in_turn(services: &[S], task: usize) -> Self {
         Self {
             services: services.to_vec(),
             next: task % services.len(),
+            random: None,
+        }
+    }
+
+    fn at_random(services: &[S], task: usize) -> Self {
+        let random = Some(SmallRng::seed_from_u64(task as u64));
+        Self {
+            random,
+            ..Self::in_turn(services, task)
         }
     }
 }
 
-impl<Req, S: Service<Req>> Service<Req> for Round<S> {
+impl<Req, S: Service<Req>> Service<Req> for Alone<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -179,7 +210,10 @@ impl<Req, S: Service<Req>> Service<Req> for Round<S> {
 
     fn call(&mut self, request: Req) -> S::Future {
         let future = self.services[self.next].call(request);
-        self.next = (self.next + 1) % self.services.len();
+        self.next = match &mut self.random {
+            Some(rng) => rng.random_range(0..self.services.len()),
+            None => (self.next + 1) % self.services.len(),
+        };
         future
     }
 }
@@ -243,9 +277,12 @@ impl Bench {
 
     async fn run(self) -> Result<(), BoxError> {
         let mut nanos = vec![Vec::new(); self.clients.len()];
+        let mut order: Vec<_> = (0..self.clients.len()).collect();
+        let mut rng = SmallRng::seed_from_u64(1);
         for turn in 0..=self.turns {
-            // Each turn begins with another one: who comes after whom is nobody's merit.
-            for number in (0..self.clients.len()).map(|n| (n + turn) % self.clients.len()) {
+            // Who comes after whom is nobody's merit.
+            order.shuffle(&mut rng);
+            for &number in &order {
                 let start = cpu_time();
                 let mut tasks = self.clients[number].1();
                 while let Some(done) = tasks.join_next().await {
@@ -263,21 +300,29 @@ impl Bench {
             self.name
         );
         for ((what, _), all) in self.clients.iter().zip(&nanos) {
-            let ratios = all.iter().zip(&nanos[0]).map(|(this, first)| this / first);
+            let [_, took, _] = quartiles(all.iter().copied());
+            let [in_turn, at_random] = [&nanos[0], &nanos[1]].map(|alone| beside(all, alone));
             println!(
-                "    {what:<40} {:6.2} us, {:+.1} %",
-                median(all.iter().copied()) / 1000.0,
-                (median(ratios) - 1.0) * 100.0,
+                "    {what:<40} {:6.2} us, {in_turn} beside round robin, {at_random} beside random",
+                took / 1000.0,
             );
         }
         Ok(())
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// How much more one takes than the other, with what the median of as many other turns would be within 19 times of 20.
+fn beside(this: &[f64], other: &[f64]) -> String {
+    let ratios = this.iter().zip(other).map(|(this, other)| this / other);
+    let [low, ratio, high] = quartiles(ratios);
+    let within = 1.57 * (high - low) / (this.len() as f64).sqrt();
+    format!("{:+.1} % (+-{:.1})", (ratio - 1.0) * 100.0, within * 100.0)
+}
+
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
 }
 
 /// Of all threads of this process.

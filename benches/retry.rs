@@ -3,14 +3,13 @@
 mod support;
 
 use std::{
-    fmt::Debug,
     hint::black_box,
     time::{Duration, Instant},
 };
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use support::{balance, request};
-use tower::{Layer, Service, retry::budget::TpsBudget};
+use support::{balance, difference, request};
+use tower::{Layer, retry::budget::TpsBudget};
 use tower_lb::{
     P2c, PendingRequestsLayer,
     retry::{Budget, ConnectErrors, FailoverLayer, Idempotent},
@@ -42,32 +41,6 @@ fn requests(c: &mut Criterion) {
         difference(&mut plain, &mut connect),
         difference(&mut plain, &mut idempotent),
     );
-}
-
-/// By how many ns a request to `more` takes longer than one to `less`: the median of many turns.
-// Real time: nothing is simulated here.
-#[allow(clippy::disallowed_methods)]
-fn difference(
-    less: &mut impl Service<u64, Response = u64, Error: Debug>,
-    more: &mut impl Service<u64, Response = u64, Error: Debug>,
-) -> f64 {
-    const REQUESTS: u32 = 2000;
-    let mut differences: Vec<f64> = (0..2001)
-        .map(|_| {
-            let start = Instant::now();
-            for _ in 0..REQUESTS {
-                request(black_box(&mut *less));
-            }
-            let between = Instant::now();
-            for _ in 0..REQUESTS {
-                request(black_box(&mut *more));
-            }
-            let (less, more) = (between - start, between.elapsed());
-            (more.as_nanos() as f64 - less.as_nanos() as f64) / f64::from(REQUESTS)
-        })
-        .collect();
-    differences.sort_by(f64::total_cmp);
-    differences[differences.len() / 2]
 }
 
 fn pair(budget: &impl tower::retry::budget::Budget) {

@@ -147,7 +147,36 @@ pub(crate) fn now_at_end() -> u64 {
 /// Reads the clock: nanoseconds since some moment before the first reading in this process.
 #[inline]
 pub(crate) fn now() -> u64 {
+    since_epoch(Instant::now())
+}
+
+/// Reads the clock, and returns the time unless it is before `nanos`; that costs less than [`now`] while it is.
+#[inline]
+pub(crate) fn now_from(nanos: u64) -> Option<u64> {
     let now = Instant::now();
+    // Two moments are compared sooner than subtracted.
+    let is_before = AWAITED.with(|awaited| {
+        let (nanos_awaited, moment) = awaited.get()?;
+        Some(nanos_awaited == nanos && now < moment)
+    });
+    if is_before == Some(true) {
+        None
+    } else {
+        now_unless_before(nanos, now)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn now_unless_before(nanos: u64, now: Instant) -> Option<u64> {
+    let now_nanos = since_epoch(now);
+    let moment = EPOCH.get()?.checked_add(Duration::from_nanos(nanos));
+    AWAITED.set(moment.map(|moment| (nanos, moment)));
+    (now_nanos >= nanos).then_some(now_nanos)
+}
+
+#[inline]
+fn since_epoch(now: Instant) -> u64 {
     let elapsed = now.saturating_duration_since(*EPOCH.get_or_init(|| before(now)));
     elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos())
 }
@@ -160,6 +189,11 @@ fn before(now: Instant) -> Instant {
 }
 
 static EPOCH: OnceLock<Instant> = OnceLock::new();
+
+thread_local! {
+    /// The time that this thread last compared with the clock, and when that is.
+    static AWAITED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
+}
 
 /// A millisecond: too short for a difference in load that a pick should have seen.
 const DENSE_NANOS: u64 = 1_000_000;

@@ -12,7 +12,8 @@ use tracing::{debug, warn};
 use super::{
     detectors::{Detectors, Reason},
     ejection::Rule,
-    host::{Host, HostSettings, Ticket},
+    host::{Host, HostSettings},
+    seat::Ticket,
 };
 use crate::{
     chance::random_part,
@@ -28,10 +29,9 @@ pub(super) struct Fleet<A: Address> {
 }
 
 struct Hosts<A: Address> {
-    /// In the order of joining.
-    list: BTreeMap<u64, Arc<Ticket<A>>>,
-    ids: HashMap<Endpoint<A>, u64>,
-    next_id: u64,
+    /// By number: in the order of joining.
+    list: BTreeMap<u64, Arc<Host<A>>>,
+    numbers: HashMap<Endpoint<A>, u64>,
     rng: SmallRng,
 }
 
@@ -43,34 +43,31 @@ impl<A: Address> Fleet<A> {
             settings,
             hosts: Mutex::new(Hosts {
                 list: BTreeMap::new(),
-                ids: HashMap::new(),
-                next_id: 0,
+                numbers: HashMap::new(),
                 rng,
             }),
         }
     }
 
     /// Adds an endpoint, in place of the one of that address that there may have been.
-    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Arc<Ticket<A>> {
+    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> Ticket {
         let fleet = Arc::downgrade(self);
         // Whatever was said of a service that this one replaces.
         endpoint.readmit();
-        let host = Host::new(endpoint.clone(), self.settings, fleet);
-        let ticket = Arc::new(Ticket::Free(host));
         let mut hosts = self.hosts();
-        let id = hosts.next_id;
-        hosts.next_id += 1;
-        if let Some(previous) = hosts.ids.insert(endpoint.clone(), id) {
+        let host = Host::new(endpoint.clone(), self.settings, fleet);
+        let (ticket, number) = (host.ticket(), host.number());
+        if let Some(previous) = hosts.numbers.insert(endpoint.clone(), number) {
             hosts.list.remove(&previous);
         }
-        hosts.list.insert(id, ticket.clone());
+        hosts.list.insert(number, host);
         ticket
     }
 
     pub(super) fn remove(&self, endpoint: &Endpoint<A>) {
         let mut hosts = self.hosts();
-        if let Some(id) = hosts.ids.remove(endpoint) {
-            hosts.list.remove(&id);
+        if let Some(number) = hosts.numbers.remove(endpoint) {
+            hosts.list.remove(&number);
         }
     }
 
@@ -94,7 +91,7 @@ impl<A: Address> Fleet<A> {
         let all: Vec<_> = hosts.list.values().cloned().collect();
         let mut judged = Vec::with_capacity(all.len());
         let mut tallies = Vec::with_capacity(all.len());
-        for host in all.iter().map(|ticket| ticket.host()) {
+        for host in &all {
             if host.end_interval(now) {
                 hosts.eject_again(&self.rule, host, now);
             }
@@ -151,9 +148,7 @@ impl<A: Address> Hosts<A> {
 
     /// Returns whether this is the host of its endpoint, not one whose service was replaced.
     fn has(&self, host: &Host<A>) -> bool {
-        let id = self.ids.get(&host.endpoint);
-        let listed = id.and_then(|id| self.list.get(id));
-        listed.is_some_and(|ticket| std::ptr::eq(ticket.host(), host))
+        self.numbers.get(&host.endpoint) == Some(&host.number())
     }
 
     /// Returns why the rules do not let an endpoint be ejected, if they do not.
@@ -162,16 +157,17 @@ impl<A: Address> Hosts<A> {
     /// keys lead there, and then no probe will come.
     fn objection(&self, rule: &Rule, host: &Host<A>, now: Instant) -> Option<&'static str> {
         let others = || {
-            let all = self.list.values().map(|ticket| ticket.host());
-            let others = all.filter(|other| other.endpoint != host.endpoint);
+            let others = self.list.values();
+            let others = others.filter(|other| other.endpoint != host.endpoint);
             others.filter(|other| other.is_candidate())
         };
         let ejected = others().filter(|other| other.is_out(now)).count();
         if ejected >= rule.most_ejected(others().count() + 1) {
             return Some("as many others are ejected as may be");
         }
-        let is_available =
-            |other: &Host<A>| other.is_closed() && other.endpoint.status() == Status::Available;
+        let is_available = |other: &Arc<Host<A>>| {
+            other.is_closed() && other.endpoint.status() == Status::Available
+        };
         (!others().any(is_available)).then_some("no other is available")
     }
 

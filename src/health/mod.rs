@@ -68,8 +68,8 @@
 //!
 //! # What it costs
 //!
-//! `cargo bench --bench health`: of an always-ready request of 50 ns, consecutive failures cost 30 ns more (96 instructions), all
-//! detectors 40 ns; nothing is allocated. Most of it are two clones of an `Arc`.
+//! `cargo bench --bench health`: to an always-ready request of 50 ns consecutive failures add 11 ns, the default detectors 18 ns,
+//! all of them 25 ns; nothing is allocated.
 //!
 //! # What a fault costs
 //!
@@ -86,6 +86,7 @@ mod host;
 mod outlier;
 mod outlier_service;
 mod patients;
+mod seat;
 mod slow_start;
 #[cfg(feature = "net")]
 mod tcp;

@@ -39,8 +39,9 @@ use crate::{
 /// takes one off that number. At most a tenth of the endpoints are ejected at once, but one always may be
 /// where there are two or more; never the last one that is available. Every verdict is a `tracing` event.
 ///
-/// Cost: a healthy request pays one clone of an `Arc` for its service and one for its future, and one atomic
-/// increment while a detector by the interval is on; no allocation, no lock, no clock reading.
+/// Cost: a healthy request reads a few words of its endpoint's, and makes one atomic increment while a detector by the interval
+/// is on; no allocation, no lock, no clock reading. An endpoint takes 64 bytes that requests read and write; they are kept for later
+/// endpoints when it goes, so that no request has to count who still refers to them.
 ///
 /// Source: Envoy, outlier detection; gRFC A50; Finagle, failure accrual, for the probes.
 ///
@@ -261,7 +262,7 @@ impl<K, C> OutlierLayer<K, C> {
         self
     }
 
-    fn fleet<A: Address>(&self) -> Fleet<A> {
+    pub(super) fn fleet<A: Address>(&self) -> Fleet<A> {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let settings = HostSettings {
             rule: self.rule,

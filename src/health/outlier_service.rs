@@ -1,14 +1,14 @@
 use std::{
     fmt,
+    marker::PhantomData,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use pin_project_lite::pin_project;
 use tower::{Service, load::Load};
 
-use super::host::{Ticket, Trial};
+use super::{host::Trial, seat::Ticket};
 use crate::{
     endpoint::Address,
     load::{Classify, CompleteOnResponse, ErrorsAreFailures, Outcome, Settle, TrackCompletion},
@@ -21,7 +21,9 @@ use crate::{
 /// that has revived it, in a panic, sends it requests all the same.
 pub struct Outlier<S, A: Address, K = ErrorsAreFailures, C = CompleteOnResponse> {
     service: S,
-    ticket: Arc<Ticket<A>>,
+    ticket: Ticket,
+    /// While its endpoint is or was ejected.
+    trial: Option<Box<Trial<A>>>,
     classify: K,
     completion: C,
 }
@@ -44,21 +46,20 @@ pin_project! {
 /// Reports one request's outcome, at the latest when it is dropped.
 pub struct OutlierHandle<A: Address> {
     /// `None` once it has reported.
-    ticket: Option<Arc<Ticket<A>>>,
+    ticket: Option<Ticket>,
+    /// The round of probes that it belongs to.
+    probe: Option<u64>,
     /// In ns; 0: not to be known, or no longer.
     started: u64,
+    address: PhantomData<fn() -> A>,
 }
 
 impl<S, A: Address, K, C> Outlier<S, A, K, C> {
-    pub(super) const fn new(
-        service: S,
-        ticket: Arc<Ticket<A>>,
-        classify: K,
-        completion: C,
-    ) -> Self {
+    pub(super) const fn new(service: S, ticket: Ticket, classify: K, completion: C) -> Self {
         Self {
             service,
             ticket,
+            trial: None,
             classify,
             completion,
         }
@@ -74,18 +75,40 @@ impl<S, A: Address, K, C> Outlier<S, A, K, C> {
     #[inline(never)]
     fn poll_admission(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Some(Ticket::OnTrial { trial, .. }) = Arc::get_mut(&mut self.ticket) {
-                match trial {
-                    Trial::Probe(_) => return Poll::Ready(()),
-                    Trial::Wait(changed) => ready!(changed.as_mut().poll(cx)),
-                }
+            match self.trial.as_deref_mut() {
+                Some(Trial::Probe(_)) => return Poll::Ready(()),
+                Some(Trial::Wait(changed)) => ready!(changed.as_mut().poll(cx)),
+                None => {}
             }
-            let free = Ticket::free(&self.ticket);
-            let Some(trial) = Ticket::admit(&free) else {
-                self.ticket = free;
+            let host = self.ticket.host();
+            self.trial = host.and_then(|host| host.admit()).map(Box::new);
+            if self.trial.is_none() {
                 return Poll::Ready(());
-            };
-            self.ticket = Arc::new(Ticket::OnTrial { free, trial });
+            }
+        }
+    }
+
+    /// Sends the probe that the next request is, if it is one.
+    #[cold]
+    #[inline(never)]
+    fn send_probe(&mut self) -> Option<u64> {
+        match *self.trial.take()? {
+            Trial::Probe(probe) => Some(probe.send()),
+            Trial::Wait(_) => None,
+        }
+    }
+
+    /// Begins to watch the next request.
+    #[inline]
+    fn watch(&mut self) -> OutlierHandle<A> {
+        OutlierHandle {
+            started: self.ticket.start(),
+            ticket: Some(self.ticket),
+            address: PhantomData,
+            probe: match self.trial {
+                Some(_) => self.send_probe(),
+                None => None,
+            },
         }
     }
 }
@@ -104,13 +127,13 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         // 1. Permission. Pending: the waker is registered with the end of a probe.
-        if !self.ticket.is_closed() {
+        if self.trial.is_some() || !self.ticket.is_closed() {
             ready!(self.poll_admission(cx));
         }
         // 2. The service itself. Pending: it has registered the waker.
         let readiness = ready!(self.service.poll_ready(cx));
         if readiness.is_err() {
-            Ticket::end(Ticket::take(&mut self.ticket), Some(false));
+            self.watch().settle(Outcome::Failure);
         }
         Poll::Ready(readiness)
     }
@@ -118,10 +141,7 @@ where
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         // Before the call, so that a call that panics gives a probe back.
-        let record = OutlierHandle {
-            started: self.ticket.start(),
-            ticket: Some(Ticket::take(&mut self.ticket)),
-        };
+        let record = self.watch();
         OutlierFuture {
             future: self.service.call(request),
             classify: self.classify.clone(),
@@ -156,34 +176,29 @@ where
 impl<A: Address> Settle for OutlierHandle<A> {
     #[inline]
     fn settle(&mut self, outcome: Outcome) {
-        if outcome == Outcome::Undecided {
-            match self.ticket.as_deref() {
-                None | Some(Ticket::Free(_)) => {}
-                Some(trial) => trial.answer(),
+        match (self.ticket, outcome) {
+            (Some(ticket), Outcome::Success) if self.probe.is_none() => {
+                self.ticket = None;
+                ticket.succeed(self.started);
             }
-            return;
-        }
-        if let Some(ticket) = self.ticket.take() {
-            match &*ticket {
-                Ticket::Free(host) if outcome == Outcome::Success => host.succeed(self.started),
-                _ => Ticket::end(ticket, outcome.is_success()),
-            }
+            (Some(ticket), outcome) => self.settle_otherwise(ticket, outcome),
+            (None, _) => {}
         }
     }
 
     /// Ends a probe, which has succeeded, and the waiting; the end of the answer still counts, as that of any other request.
     fn first_data(&mut self) {
-        let Some(ticket) = self.ticket.take() else {
+        let Some(ticket) = self.ticket else {
             return;
         };
         // What a caller leaves from now on was not waited for in vain.
         let started = std::mem::take(&mut self.started);
         if started != 0 {
-            ticket.host().time(started);
+            ticket.time(started);
         }
-        self.ticket = Some(Ticket::free(&ticket));
-        if let Ticket::OnTrial { .. } = *ticket {
-            Ticket::end(ticket, Some(true));
+        if self.probe.is_some() {
+            self.report(ticket, Some(true));
+            self.ticket = Some(ticket);
         }
     }
 }
@@ -192,22 +207,49 @@ impl<A: Address> OutlierHandle<A> {
     fn take(&mut self) -> Self {
         Self {
             ticket: self.ticket.take(),
+            probe: self.probe,
             started: self.started,
+            address: PhantomData,
+        }
+    }
+
+    /// Takes what is no success, or a probe's.
+    #[cold]
+    #[inline(never)]
+    fn settle_otherwise(&mut self, ticket: Ticket, outcome: Outcome) {
+        if outcome != Outcome::Undecided {
+            self.report(ticket, outcome.is_success());
+        } else if let (Some(round), Some(host)) = (self.probe, ticket.host::<A>()) {
+            host.answer_probe(round);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn cancel(&self, ticket: Arc<Ticket<A>>) {
-        let is_failure = ticket.host().is_too_long(self.started);
-        Ticket::end(ticket, is_failure.then_some(false));
+    fn cancel(&mut self, ticket: Ticket) {
+        let host = ticket.host::<A>();
+        let is_failure = host.is_some_and(|host| host.is_too_long(self.started));
+        self.report(ticket, is_failure.then_some(false));
+    }
+
+    /// `None`: neither success nor failure.
+    fn report(&mut self, ticket: Ticket, success: Option<bool>) {
+        self.ticket = None;
+        let Some(host) = ticket.host::<A>() else {
+            return;
+        };
+        match (self.probe.take(), success) {
+            (Some(round), success) => host.end_sent_probe(round, success),
+            (None, Some(false)) => host.fail(),
+            (None, _) => {}
+        }
     }
 }
 
 impl<A: Address> Drop for OutlierHandle<A> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        if let Some(ticket) = self.ticket {
             self.cancel(ticket);
         }
     }
@@ -218,7 +260,8 @@ impl<S: Clone, A: Address, K: Clone, C: Clone> Clone for Outlier<S, A, K, C> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            ticket: Ticket::free(&self.ticket),
+            ticket: self.ticket,
+            trial: None,
             classify: self.classify.clone(),
             completion: self.completion.clone(),
         }
@@ -252,11 +295,8 @@ impl<S: fmt::Debug, A: Address, K, C> fmt::Debug for Outlier<S, A, K, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outlier")
             .field("service", &self.service)
-            .field("host", self.ticket.host())
-            .field(
-                "is_on_trial",
-                &matches!(*self.ticket, Ticket::OnTrial { .. }),
-            )
+            .field("host", &self.ticket.host::<A>())
+            .field("is_on_trial", &self.trial.is_some())
             .finish_non_exhaustive()
     }
 }

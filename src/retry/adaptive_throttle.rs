@@ -19,7 +19,7 @@ use crate::{
     chance::entropy,
     endpoint::Endpoint,
     load::{Classify, ErrorsAreFailures, Outcome},
-    metric::now,
+    metric::{now, now_from},
     policy::Rng,
 };
 
@@ -195,9 +195,8 @@ impl<S, C: Clone> Layer<S> for AdaptiveThrottleLayer<C> {
 impl Shared {
     /// Returns the probability to reject with, at this moment.
     fn probability(&self) -> f64 {
-        let now = now();
-        self.requests.expire(now, || 0);
-        self.accepts.expire(now, || 0);
+        self.requests.expire(now_from, || 0);
+        self.accepts.expire(now_from, || 0);
         let (requests, accepts) = (self.requests.total() as f64, self.accepts.total() as f64);
         ((requests - self.k * accepts) / (requests + 1.0)).max(0.0)
     }

@@ -179,7 +179,7 @@ impl Budget {
         if self.deposits == Deposits::Counted {
             self.shared
                 .tokens
-                .deposit(times, thread_number(), metric::now);
+                .deposit(times, thread_number(), metric::now_from);
         }
     }
 
@@ -187,7 +187,9 @@ impl Budget {
     #[inline]
     #[must_use = "a retry that was paid for should be made"]
     pub fn withdraw(&self) -> bool {
-        self.shared.tokens.withdraw(thread_number(), metric::now)
+        self.shared
+            .tokens
+            .withdraw(thread_number(), metric::now_from)
     }
 
     /// Gives back what was withdrawn for a retry that was not made.
@@ -198,7 +200,7 @@ impl Budget {
     /// Returns how many retries are allowed at this moment, to all threads together.
     #[must_use]
     pub fn balance(&self) -> f64 {
-        self.shared.tokens.balance(metric::now()) as f64 / TOKEN as f64
+        self.shared.tokens.balance(metric::now_from) as f64 / TOKEN as f64
     }
 }
 

@@ -9,6 +9,10 @@ use super::{
 };
 use crate::interleavings::model;
 
+fn at(now: u64) -> impl FnOnce(u64) -> Option<u64> {
+    move |from| (now >= from).then_some(now)
+}
+
 #[test]
 fn loom_no_token_is_taken_twice() {
     // One token in the reserve, and half a token from each of two threads, of which one may have no purse.
@@ -18,14 +22,14 @@ fn loom_no_token_is_taken_twice() {
             let [here, there] = threads;
             let other = tokens.clone();
             let thread = thread::spawn(move || {
-                other.deposit(1, there, || 1);
-                u32::from(other.withdraw(there, || 1))
+                other.deposit(1, there, at(1));
+                u32::from(other.withdraw(there, at(1)))
             });
-            tokens.deposit(1, here, || 1);
-            let taken = u32::from(tokens.withdraw(here, || 1));
+            tokens.deposit(1, here, at(1));
+            let taken = u32::from(tokens.withdraw(here, at(1)));
             let taken = taken + thread.join().unwrap();
             assert!((1..=2).contains(&taken));
-            let left = tokens.balance(1);
+            let left = tokens.balance(at(1));
             assert_eq!(i64::from(taken) * TOKEN + left, 2 * TOKEN);
         });
     }
@@ -37,13 +41,13 @@ fn loom_a_slot_that_ends_loses_nothing() {
         let tokens = Arc::new(Tokens::new(0, TOKEN, 1000, 0));
         let other = tokens.clone();
         // One thread finds that a slot has ended while the other one deposits and withdraws.
-        let thread = thread::spawn(move || other.balance(150));
-        tokens.deposit(1, 0, || 50);
-        let taken = i64::from(tokens.withdraw(0, || 150));
+        let thread = thread::spawn(move || other.balance(at(150)));
+        tokens.deposit(1, 0, at(50));
+        let taken = i64::from(tokens.withdraw(0, at(150)));
         thread.join().unwrap();
-        assert_eq!(tokens.balance(150) + taken * TOKEN, TOKEN);
+        assert_eq!(tokens.balance(at(150)) + taken * TOKEN, TOKEN);
         // And what it was put down to leaves again, whichever slot that is: as does what was taken.
-        assert_eq!(tokens.balance(2000), 0);
+        assert_eq!(tokens.balance(at(2000)), 0);
     });
 }
 
@@ -54,13 +58,13 @@ fn loom_a_window_is_turned_once() {
         window.add(5);
         let other = window.clone();
         let thread = thread::spawn(move || {
-            other.expire(105, || 0);
+            other.expire(at(105), || 0);
             other.add(2);
         });
-        window.expire(103, || 0);
+        window.expire(at(103), || 0);
         window.add(1);
         thread.join().unwrap();
-        window.expire(105, || 0);
+        window.expire(at(105), || 0);
         // The five have expired once. What was added while the other thread turned may be in the slot before.
         assert!((0..=3).contains(&window.total()), "{}", window.total());
     });

@@ -21,6 +21,11 @@ struct Purse {
     taken: AtomicI64,
 }
 
+/// Reads the clock: returns the time, unless it is before that which it is given.
+pub(super) trait NowFrom: FnOnce(u64) -> Option<u64> {}
+
+impl<F: FnOnce(u64) -> Option<u64>> NowFrom for F {}
+
 /// Keeps what one thread writes apart from what others do.
 #[repr(align(128))]
 struct CacheLine<T>(T);
@@ -35,28 +40,28 @@ impl Tokens {
         }
     }
 
-    /// `now` is asked for when the purse would hold more than a token: as much may be put down to too early a time.
+    /// The time is asked for when the purse would hold more than a token: as much may be put down to too early a time.
     ///
     /// `thread` is the caller's number, which no other thread has.
     #[inline]
-    pub(super) fn deposit(&self, times: u32, thread: usize, now: impl FnOnce() -> u64) {
+    pub(super) fn deposit(&self, times: u32, thread: usize, now_from: impl NowFrom) {
         let parts = self.deposit * i64::from(times);
         match self.purses.get(thread) {
             Some(CacheLine(purse)) if purse.parts() + parts <= TOKEN => purse.put(parts),
-            purse => self.deposit_for_all(purse, parts, now()),
+            purse => self.deposit_for_all(purse, parts, now_from),
         }
     }
 
-    /// Takes a token, `now` being asked for unless the purse has just one. // loom: `loom_no_token_is_taken_twice`
+    /// Takes a token, the time being asked for unless the purse has just one. // loom: `loom_no_token_is_taken_twice`
     #[inline]
-    pub(super) fn withdraw(&self, thread: usize, now: impl FnOnce() -> u64) -> bool {
+    pub(super) fn withdraw(&self, thread: usize, now_from: impl NowFrom) -> bool {
         let purse = self.purses.get(thread).map(|purse| &purse.0);
         let mut parts = purse.map_or(0, Purse::parts);
         // After a long time it may be an old one: one is what a budget is exact to.
         if parts >= TOKEN && purse.is_some_and(Purse::take) {
             return true;
         }
-        self.expire(now());
+        self.expire(now_from);
         if let Some(purse) = purse {
             // What there was before may be everybody's now.
             parts = purse.parts();
@@ -78,22 +83,28 @@ impl Tokens {
     }
 
     /// Returns the parts of tokens that there are.
-    pub(super) fn balance(&self, now: u64) -> i64 {
-        self.expire(now);
+    pub(super) fn balance(&self, now_from: impl NowFrom) -> i64 {
+        self.expire(now_from);
         let purses = self.purses.iter().map(|purse| purse.0.parts());
         self.all.0.total() + purses.sum::<i64>()
     }
 
     #[cold]
     #[inline(never)]
-    fn deposit_for_all(&self, purse: Option<&CacheLine<Purse>>, parts: i64, now: u64) {
-        self.expire(now);
+    fn deposit_for_all(
+        &self,
+        purse: Option<&CacheLine<Purse>>,
+        parts: i64,
+        now_from: impl NowFrom,
+    ) {
+        self.expire(now_from);
         let before = purse.map_or(0, |purse| purse.0.take_all());
         self.all.0.add(before + parts);
     }
 
-    fn expire(&self, now: u64) {
-        self.all.0.expire(now, || {
+    #[inline]
+    fn expire(&self, now_from: impl NowFrom) {
+        self.all.0.expire(now_from, || {
             let purses = self.purses.iter();
             purses.map(|purse| purse.0.take_all()).sum()
         });

@@ -59,10 +59,15 @@ impl Window {
 
     /// Takes out what has expired. **O(1)**, however long nobody came by.
     ///
-    /// When a slot ends, what `late` returns is added to it first: what has been kept back elsewhere since it began.
+    /// `now_from` returns the time, unless it is before that which it is given. When a slot ends, what `late` returns is
+    /// added to it first: what has been kept back elsewhere since it began.
     #[inline]
-    pub(super) fn expire(&self, now: u64, late: impl FnOnce() -> i64) {
-        if now >= self.ends.load(Relaxed) {
+    pub(super) fn expire(
+        &self,
+        now_from: impl FnOnce(u64) -> Option<u64>,
+        late: impl FnOnce() -> i64,
+    ) {
+        if let Some(now) = now_from(self.ends.load(Relaxed)) {
             self.turn(now, late);
         }
     }
@@ -104,20 +109,24 @@ const SLOTS: usize = 10;
 mod tests {
     use super::*;
 
+    fn at(now: u64) -> impl FnOnce(u64) -> Option<u64> {
+        move |from| (now >= from).then_some(now)
+    }
+
     #[test]
     fn an_amount_leaves_when_the_span_is_over() {
         let window = Window::new(7, 1000, 0);
         window.add(100);
         for (now, total) in [(0, 107), (999, 107), (1000, 7), (1_000_000, 7)] {
-            window.expire(now, || 0);
+            window.expire(at(now), || 0);
             assert_eq!(window.total(), total, "at {now}");
         }
         // Added in the middle of a slot: nine tenths at least.
-        window.expire(1_000_050, || 0);
+        window.expire(at(1_000_050), || 0);
         window.add(1);
-        window.expire(1_000_999, || 0);
+        window.expire(at(1_000_999), || 0);
         assert_eq!(window.total(), 8);
-        window.expire(1_001_000, || 0);
+        window.expire(at(1_001_000), || 0);
         assert_eq!(window.total(), 7);
     }
 
@@ -125,11 +134,11 @@ mod tests {
     fn each_amount_leaves_in_its_turn() {
         let window = Window::new(0, 1000, 0);
         for slot in 0..10 {
-            window.expire(slot * 100, || 0);
+            window.expire(at(slot * 100), || 0);
             window.add(1 << slot);
         }
         for slot in 0..10 {
-            window.expire(1000 + slot * 100, || 0);
+            window.expire(at(1000 + slot * 100), || 0);
             // Those of the slots after this one are left.
             assert_eq!(window.total(), 1023 - ((2 << slot) - 1));
         }
@@ -140,9 +149,9 @@ mod tests {
         let window = Window::new(2, 1000, 0);
         assert!(window.take(2));
         assert!(!window.take(1));
-        window.expire(999, || 0);
+        window.expire(at(999), || 0);
         assert!(!window.take(1));
-        window.expire(1000, || 0);
+        window.expire(at(1000), || 0);
         assert!(window.take(2));
         assert!(!window.take(1));
     }
@@ -151,11 +160,11 @@ mod tests {
     fn a_clock_that_goes_back_changes_nothing() {
         let window = Window::new(0, 1000, 5000);
         window.add(1);
-        window.expire(0, || 0);
+        window.expire(at(0), || 0);
         assert_eq!(window.total(), 1);
-        window.expire(u64::MAX, || 0);
+        window.expire(at(u64::MAX), || 0);
         assert_eq!(window.total(), 0);
-        window.expire(0, || 0);
+        window.expire(at(0), || 0);
         window.add(3);
         assert_eq!(window.total(), 3);
     }
