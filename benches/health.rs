@@ -39,7 +39,7 @@ fn requests(c: &mut Criterion) {
         in_turns.push_str(&format!("; {more:.1} ns more by {name}"));
     }
     group.finish();
-    // One after the other, each has a machine of its own; in turns, they have the same.
+    // Measured one after the other, they meet different moods of a shared machine; in turns, the same.
     println!("in turns with none{in_turns}\n");
 }
 

@@ -35,7 +35,7 @@ fn requests(c: &mut Criterion) {
         b.iter(|| request(black_box(&mut idempotent)))
     });
     group.finish();
-    // One after the other, each has a machine of its own; in turns, they have the same.
+    // Measured one after the other, they meet different moods of a shared machine; in turns, the same.
     println!(
         "failover, in turns with none: {:.1} ns more by connect errors, {:.1} by idempotent requests\n",
         difference(&mut plain, &mut connect),

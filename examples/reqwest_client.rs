@@ -60,7 +60,7 @@ async fn main() -> Result<(), BoxError> {
                 // Where a public authority vouches for the name, leave this out.
                 .tls_certs_only([root.clone()])
                 .timeout(Duration::from_secs(1));
-            client.build().expect("a certificate that was made well")
+            client.build().expect("a valid certificate")
         });
 
     let url = Url::parse(&format!("https://{NAME}/"))?;

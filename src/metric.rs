@@ -154,24 +154,21 @@ pub(crate) fn now() -> u64 {
 #[inline]
 pub(crate) fn now_from(nanos: u64) -> Option<u64> {
     let now = Instant::now();
-    // Two moments are compared sooner than subtracted.
-    let is_before = AWAITED.with(|awaited| {
-        let (nanos_awaited, moment) = awaited.get()?;
-        Some(nanos_awaited == nanos && now < moment)
-    });
-    if is_before == Some(true) {
-        None
-    } else {
-        now_unless_before(nanos, now)
+    // Comparing two moments is cheaper than subtracting them.
+    match AWAITED.get() {
+        Some((awaited, moment)) if awaited == nanos && now < moment => None,
+        awaited => now_unless_before(nanos, now, awaited),
     }
 }
 
-#[cold]
 #[inline(never)]
-fn now_unless_before(nanos: u64, now: Instant) -> Option<u64> {
+fn now_unless_before(nanos: u64, now: Instant, awaited: Option<(u64, Instant)>) -> Option<u64> {
     let now_nanos = since_epoch(now);
-    let moment = EPOCH.get()?.checked_add(Duration::from_nanos(nanos));
-    AWAITED.set(moment.map(|moment| (nanos, moment)));
+    // One is remembered until it has come: of two that are asked for in turns, each would undo the other.
+    if awaited.is_none_or(|(_, moment)| moment <= now) {
+        let moment = EPOCH.get()?.checked_add(Duration::from_nanos(nanos));
+        AWAITED.set(moment.map(|moment| (nanos, moment)));
+    }
     (now_nanos >= nanos).then_some(now_nanos)
 }
 
@@ -191,7 +188,7 @@ fn before(now: Instant) -> Instant {
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
 thread_local! {
-    /// The time that this thread last compared with the clock, and when that is.
+    /// A time that this thread waits for, in nanoseconds and as a moment.
     static AWAITED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
 }
 

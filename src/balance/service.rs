@@ -33,7 +33,8 @@ use crate::{
 /// their capacity. Poll such a handle again, or drop it.
 ///
 /// Cost of a request: that of the policy's pick and one clone of the member's service; no allocation, no
-/// lock.
+/// lock. So a service should be cheap to clone: one pointer, not the several of hyper-util's client, whose requests need no more than
+/// `&self`; a `service_fn` over an `Arc` of it will do.
 ///
 /// # Cancel safety
 ///

@@ -57,18 +57,21 @@ impl<A: Address> Fleet<A> {
         let mut hosts = self.hosts();
         let host = Host::new(endpoint.clone(), self.settings, fleet);
         let (ticket, number) = (host.ticket(), host.number());
-        if let Some(previous) = hosts.numbers.insert(endpoint.clone(), number) {
-            hosts.list.remove(&previous);
-        }
+        let previous = hosts.numbers.insert(endpoint.clone(), number);
+        let replaced = previous.and_then(|previous| hosts.list.remove(&previous));
         hosts.list.insert(number, host);
+        // Those who wait at the one replaced are woken without the lock.
+        drop(hosts);
+        drop(replaced);
         ticket
     }
 
     pub(super) fn remove(&self, endpoint: &Endpoint<A>) {
         let mut hosts = self.hosts();
-        if let Some(number) = hosts.numbers.remove(endpoint) {
-            hosts.list.remove(&number);
-        }
+        let number = hosts.numbers.remove(endpoint);
+        let removed = number.and_then(|number| hosts.list.remove(&number));
+        drop(hosts);
+        drop(removed);
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -104,7 +104,7 @@ impl<A: Address> Host<A> {
             return;
         }
         let in_a_row = self.lease.seat().fail();
-        // Once: while it is refused, the end of the interval asks again. The limit is 0 where they are not to be counted.
+        // Once: while it is refused, the end of the interval asks again. (The limit is 0 where they are not counted.)
         if in_a_row == self.settings.consecutive_failures {
             if let Some(fleet) = self.fleet.upgrade() {
                 fleet.eject(self, Reason::ConsecutiveFailures(in_a_row), Instant::now());
@@ -253,11 +253,18 @@ impl<A: Address> Drop for Probe<A> {
     }
 }
 
+/// Lets those go on who wait for a probe to end: it was the last one's.
+impl<A: Address> Drop for Host<A> {
+    fn drop(&mut self) {
+        self.changed.notify_waiters();
+    }
+}
+
 impl<A: Address> fmt::Debug for Host<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Host")
             .field("endpoint", &self.endpoint)
-            .field("lease", &self.lease)
+            .field("counts", self.lease.seat())
             .finish_non_exhaustive()
     }
 }

@@ -39,9 +39,12 @@ use crate::{
 /// takes one off that number. At most a tenth of the endpoints are ejected at once, but one always may be
 /// where there are two or more; never the last one that is available. Every verdict is a `tracing` event.
 ///
-/// Cost: a healthy request reads a few words of its endpoint's, and makes one atomic increment while a detector by the interval
-/// is on; no allocation, no lock, no clock reading. An endpoint takes 64 bytes that requests read and write; they are kept for later
-/// endpoints when it goes, so that no request has to count who still refers to them.
+/// Endpoints are watched while their discovery lives, which the balancer's driver owns. A service that is left over says nothing
+/// and goes through.
+///
+/// Cost: a healthy request reads a few words of its endpoint's state, and makes one atomic increment while a detector by the
+/// interval is on; no allocation, no lock, no clock reading. What requests read and write, a cache line or two for each endpoint, is
+/// kept for later endpoints when one goes, so that no request has to count who still refers to it.
 ///
 /// Source: Envoy, outlier detection; gRFC A50; Finagle, failure accrual, for the probes.
 ///

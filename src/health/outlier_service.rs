@@ -207,41 +207,46 @@ impl<A: Address> OutlierHandle<A> {
     fn take(&mut self) -> Self {
         Self {
             ticket: self.ticket.take(),
-            probe: self.probe,
+            probe: self.probe.take(),
             started: self.started,
             address: PhantomData,
         }
     }
 
-    /// Takes what is no success, or a probe's.
+    /// Takes every outcome but an ordinary request's success.
     #[cold]
     #[inline(never)]
     fn settle_otherwise(&mut self, ticket: Ticket, outcome: Outcome) {
         if outcome != Outcome::Undecided {
             self.report(ticket, outcome.is_success());
-        } else if let (Some(round), Some(host)) = (self.probe, ticket.host::<A>()) {
-            host.answer_probe(round);
+        } else if let Some(round) = self.probe {
+            if let Some(host) = ticket.host::<A>() {
+                host.answer_probe(round);
+            }
         }
     }
 
     #[cold]
     #[inline(never)]
     fn cancel(&mut self, ticket: Ticket) {
-        let host = ticket.host::<A>();
-        let is_failure = host.is_some_and(|host| host.is_too_long(self.started));
+        let is_failure = self.started != 0
+            && ticket
+                .host::<A>()
+                .is_some_and(|host| host.is_too_long(self.started));
         self.report(ticket, is_failure.then_some(false));
     }
 
-    /// `None`: neither success nor failure.
+    /// Tells the host what has become of the request; `None`: nothing that says anything of the endpoint.
     fn report(&mut self, ticket: Ticket, success: Option<bool>) {
         self.ticket = None;
-        let Some(host) = ticket.host::<A>() else {
+        let probe = self.probe.take();
+        if probe.is_none() && success != Some(false) {
             return;
-        };
-        match (self.probe.take(), success) {
-            (Some(round), success) => host.end_sent_probe(round, success),
-            (None, Some(false)) => host.fail(),
-            (None, _) => {}
+        }
+        match (probe, ticket.host::<A>()) {
+            (_, None) => {}
+            (Some(round), Some(host)) => host.end_sent_probe(round, success),
+            (None, Some(host)) => host.fail(),
         }
     }
 }

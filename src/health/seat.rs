@@ -15,8 +15,8 @@ use crate::{endpoint::Address, metric};
 
 /// What every request reads and writes of its endpoint.
 ///
-/// Seats are never freed: when a host goes, the next one takes its seat. So who refers to one counts no references, and a
-/// healthy request that nothing is counted of writes nothing at all.
+/// Seats are never freed: when a host goes, the next one takes its seat. So nobody counts references to them, and a healthy
+/// request of which nothing is counted writes nothing.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(super) struct Seat {
@@ -50,22 +50,24 @@ pub(super) struct Lease(Ticket);
 
 // Relaxed throughout: who sees late that the door has closed sends one request more, or asks the door in vain, and
 // numbers count each by itself. A request that ends while its host's seat changes hands may be counted for the next
-// host: one success too many.
+// host: as one success, which ends its failures in a row.
 impl Ticket {
+    /// Returns the seat, while it is this host's.
     #[inline]
-    fn seat(self) -> Option<&'static Seat> {
+    fn own_seat(self) -> Option<&'static Seat> {
         (self.seat.number.load(Relaxed) == self.number).then_some(self.seat)
     }
 
     /// Returns whether requests go through as they come.
     #[inline]
     pub(super) fn is_closed(self) -> bool {
-        self.seat().is_none_or(Seat::is_closed)
+        self.own_seat().is_none_or(Seat::is_closed)
     }
 
     /// Returns the time at which a request starts, in ns, if it is to be known at its end; else 0.
     #[inline]
     pub(super) fn start(self) -> u64 {
+        // Whoever has the seat: what does not count needs no time.
         if self.seat.need_some_starts.load(Relaxed) {
             self.seat.start_if_timed()
         } else {
@@ -76,7 +78,7 @@ impl Ticket {
     /// Takes the success of a request that was no probe, and that started at `started`.
     #[inline]
     pub(super) fn succeed(self, started: u64) {
-        let Some(seat) = self.seat() else { return };
+        let Some(seat) = self.own_seat() else { return };
         if seat.in_a_row.load(Relaxed) != 0 {
             seat.in_a_row.store(0, Relaxed);
         }
@@ -90,7 +92,7 @@ impl Ticket {
 
     /// Takes how long a request has waited for its answer.
     pub(super) fn time(self, started: u64) {
-        if let Some(seat) = self.seat() {
+        if let Some(seat) = self.own_seat() {
             seat.time(started);
         }
     }
@@ -268,7 +270,7 @@ mod tests {
         let (a, b) = (Endpoint::new("a"), Endpoint::new("b"));
         let gone = fleet.insert(&a);
         fleet.remove(&a);
-        // Has the seat of the one before.
+        // Has the seat of the one before, unless another test took it.
         let here = fleet.insert(&b);
         assert!(gone.is_closed(), "who is not watched is not kept waiting");
         assert!(gone.host::<&str>().is_none());

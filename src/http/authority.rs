@@ -31,7 +31,7 @@ use crate::{
 /// hyper-util's client and others keep connections by scheme and authority: with the address there, each endpoint
 /// has its own. The `Host` header stays what the request says, or becomes what its URI has named; a URI without a scheme gets
 /// `http`. With TLS, the name that certificates are checked against is the connector's: set it there
-/// (`with_server_name_resolver` of hyper-rustls' builder), or it is the endpoint's address.
+/// (`with_server_name_resolver` of hyper-rustls' builder), or they are checked against the endpoint's address.
 ///
 /// Over HTTP/2 the name of the service is in `:authority`, which is what the URI says, and a `Host` header that differs is an error
 /// (RFC 9113, section 8.3.1). So take a client for each endpoint there, whose connector goes to the endpoint whatever the URI says,

@@ -195,8 +195,12 @@ impl<S, C: Clone> Layer<S> for AdaptiveThrottleLayer<C> {
 impl Shared {
     /// Returns the probability to reject with, at this moment.
     fn probability(&self) -> f64 {
-        self.requests.expire(now_from, || 0);
-        self.accepts.expire(now_from, || 0);
+        // One reading for both: what is left of them must be of the same time.
+        if let Some(now) = now_from(self.requests.ends().min(self.accepts.ends())) {
+            let at = |from| (now >= from).then_some(now);
+            self.requests.expire(at, || 0);
+            self.accepts.expire(at, || 0);
+        }
         let (requests, accepts) = (self.requests.total() as f64, self.accepts.total() as f64);
         ((requests - self.k * accepts) / (requests + 1.0)).max(0.0)
     }

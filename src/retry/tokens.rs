@@ -1,6 +1,6 @@
 use super::{
     atomic::{AtomicI64, Relaxed},
-    window::Window,
+    window::{NowFrom, Window},
 };
 
 /// The tokens of a budget: deposited in parts, withdrawn one by one, and gone when they are old.
@@ -20,11 +20,6 @@ struct Purse {
     put: AtomicI64,
     taken: AtomicI64,
 }
-
-/// Reads the clock: returns the time, unless it is before that which it is given.
-pub(super) trait NowFrom: FnOnce(u64) -> Option<u64> {}
-
-impl<F: FnOnce(u64) -> Option<u64>> NowFrom for F {}
 
 /// Keeps what one thread writes apart from what others do.
 #[repr(align(128))]

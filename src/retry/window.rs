@@ -13,6 +13,11 @@ pub(super) struct Window {
     history: Mutex<History>,
 }
 
+/// Reads the clock: returns the time, unless it is before that which it is given.
+pub(super) trait NowFrom: FnOnce(u64) -> Option<u64> {}
+
+impl<F: FnOnce(u64) -> Option<u64>> NowFrom for F {}
+
 struct History {
     /// What each of the slots before the current one has added, the oldest at `oldest`.
     nets: [i64; SLOTS - 1],
@@ -57,17 +62,17 @@ impl Window {
         taken.is_ok()
     }
 
+    /// Returns when something will have expired.
+    pub(super) fn ends(&self) -> u64 {
+        self.ends.load(Relaxed)
+    }
+
     /// Takes out what has expired. **O(1)**, however long nobody came by.
     ///
-    /// `now_from` returns the time, unless it is before that which it is given. When a slot ends, what `late` returns is
-    /// added to it first: what has been kept back elsewhere since it began.
+    /// When a slot ends, what `late` returns is added to it first: what has been kept back elsewhere since it began.
     #[inline]
-    pub(super) fn expire(
-        &self,
-        now_from: impl FnOnce(u64) -> Option<u64>,
-        late: impl FnOnce() -> i64,
-    ) {
-        if let Some(now) = now_from(self.ends.load(Relaxed)) {
+    pub(super) fn expire(&self, now_from: impl NowFrom, late: impl FnOnce() -> i64) {
+        if let Some(now) = now_from(self.ends()) {
             self.turn(now, late);
         }
     }
@@ -80,7 +85,7 @@ impl Window {
             return;
         };
         // Read again: that thread may just have finished. The lock orders it.
-        let ends = self.ends.load(Relaxed);
+        let ends = self.ends();
         if now < ends {
             return;
         }

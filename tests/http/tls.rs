@@ -48,7 +48,7 @@ impl Servers {
         }
     }
 
-    /// What a client has to trust.
+    /// A client's, which trusts that certificate alone.
     fn config(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();

@@ -449,6 +449,31 @@ mod probes {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_probe_goes_on_when_the_endpoint_is_no_longer_watched() {
+        for is_sent in [false, true] {
+            let (mut first, server, fleet) = on_trial(OutlierLayer::default()).await;
+            server.behave(Behaviour::Answer(ms(10)));
+            let mut second = first.clone();
+            assert_ready_ok!(ready(&mut first));
+            let mut waits = task::spawn(std::future::poll_fn(|cx| {
+                Service::<()>::poll_ready(&mut second, cx)
+            }));
+            assert_pending!(waits.poll());
+            let probe = if is_sent {
+                let probe = first.call(());
+                drop(fleet);
+                probe
+            } else {
+                drop(fleet);
+                first.call(())
+            };
+            assert!(waits.is_woken());
+            assert_ready_ok!(waits.poll());
+            probe.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn answers_to_requests_from_before_decide_nothing() {
         let servers = servers(&[Behaviour::Fail(ms(100)), ANSWER]);
         let mut balance = round_robin(&servers, OutlierLayer::default());
