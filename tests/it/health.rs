@@ -409,16 +409,22 @@ mod probes {
         task::spawn(std::future::poll_fn(|cx| service.poll_ready(cx))).poll()
     }
 
+    /// Somebody who waits for a service that is not ready.
+    fn waiting<S: Service<()>>(
+        service: &mut S,
+    ) -> task::Spawn<impl Future<Output = Result<(), S::Error>>> {
+        let mut waits = task::spawn(std::future::poll_fn(|cx| service.poll_ready(cx)));
+        assert!(waits.poll().is_pending());
+        waits
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_request_goes_through_and_its_success_readmits() {
         let (mut first, server, _fleet) = on_trial(OutlierLayer::default()).await;
         server.behave(Behaviour::Answer(ms(10)));
         let mut second = first.clone();
         assert_ready_ok!(ready(&mut first));
-        let mut waits = task::spawn(std::future::poll_fn(|cx| {
-            Service::<()>::poll_ready(&mut second, cx)
-        }));
-        assert_pending!(waits.poll());
+        let mut waits = waiting(&mut second);
         let probe = first.call(());
         assert_pending!(waits.poll());
         probe.await.unwrap();
@@ -455,10 +461,7 @@ mod probes {
             server.behave(Behaviour::Answer(ms(10)));
             let mut second = first.clone();
             assert_ready_ok!(ready(&mut first));
-            let mut waits = task::spawn(std::future::poll_fn(|cx| {
-                Service::<()>::poll_ready(&mut second, cx)
-            }));
-            assert_pending!(waits.poll());
+            let mut waits = waiting(&mut second);
             let probe = if is_sent {
                 let probe = first.call(());
                 drop(fleet);
