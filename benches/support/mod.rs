@@ -90,15 +90,24 @@ where
     }
 }
 
-/// By how many ns a request to `more` takes longer than one to `less`: the median of many turns.
+/// What requests to two services cost, measured in turns, so that both meet the same moods of a shared machine.
+pub(crate) struct InTurns {
+    /// Medians of many turns, in ns a request.
+    pub(crate) less: f64,
+    pub(crate) more: f64,
+    pub(crate) difference: f64,
+    pub(crate) ratio: f64,
+}
+
 // Real time: nothing is simulated here.
 #[allow(clippy::disallowed_methods)]
-pub(crate) fn difference(
+pub(crate) fn in_turns(
     less: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,
     more: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,
-) -> f64 {
+) -> InTurns {
     const REQUESTS: u32 = 2000;
-    let mut differences: Vec<f64> = (0..2001)
+    let a_request = |nanos: u128| nanos as f64 / f64::from(REQUESTS);
+    let turns: Vec<(f64, f64)> = (0..2001)
         .map(|_| {
             let start = Instant::now();
             for _ in 0..REQUESTS {
@@ -109,9 +118,26 @@ pub(crate) fn difference(
                 request(black_box(&mut *more));
             }
             let (less, more) = (between - start, between.elapsed());
-            (more.as_nanos() as f64 - less.as_nanos() as f64) / f64::from(REQUESTS)
+            (a_request(less.as_nanos()), a_request(more.as_nanos()))
         })
         .collect();
-    differences.sort_by(f64::total_cmp);
-    differences[differences.len() / 2]
+    let median = |of: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<f64> = turns.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    InTurns {
+        less: median(|(less, _)| *less),
+        more: median(|(_, more)| *more),
+        difference: median(|(less, more)| more - less),
+        ratio: median(|(less, more)| more / less),
+    }
+}
+
+/// By how many ns a request to `more` takes longer than one to `less`.
+pub(crate) fn difference(
+    less: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,
+    more: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,
+) -> f64 {
+    in_turns(less, more).difference
 }

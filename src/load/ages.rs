@@ -1,4 +1,4 @@
-use super::atomic::{AtomicU64, Relaxed};
+use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
 /// Knows how many requests are in flight and when the oldest of them started, without a lock.
 ///
@@ -48,7 +48,15 @@ impl Ages {
     /// Gives back what [`enter`](Self::enter) counted.
     #[inline]
     pub(super) fn leave(&self, Generation(generation): Generation) {
-        self.0[generation].fetch_sub(1, Relaxed);
+        // Release; pairs with the Acquire in `are_over`.
+        self.0[generation].fetch_sub(1, Release);
+    }
+
+    /// Returns whether all requests have left, once no more enter.
+    ///
+    /// What they did before they left is seen from here on.
+    pub(super) fn are_over(&self) -> bool {
+        self.0.iter().all(|word| is_free(word.load(Acquire)))
     }
 
     /// Returns the number of requests in flight, and the time at or before which the oldest started.

@@ -9,8 +9,8 @@ use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
 /// What the owner of a [`Level`] fixes for its life.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
-    decay: u64,
-    penalty: u64,
+    pub(super) decay: u64,
+    pub(super) penalty: u64,
 }
 
 impl Settings {
@@ -42,21 +42,28 @@ impl Settings {
         }
     }
 
-    /// Returns the level that the cancellations in `word` stand for, see [`pack`].
+    /// Returns what a row of cancellations stands for after one more, see [`pack`]; never less than before.
     ///
     /// Each is a censored sample: it took longer than it was waited for. If the mean latency were `m`, the
     /// time waited without one answer would exceed `k * m` with probability `e^-k`. One alone, a
     /// caller that lost patience, says nothing; of several, all but one count the time that each was
-    /// waited for on average. They do not add up beyond the penalty, or the time that each was waited for.
-    #[cold]
-    #[inline(never)]
-    fn censored(self, word: u64) -> u64 {
-        let (cancelled, seen) = unpack(word);
-        if cancelled < 2 {
-            return 0;
-        }
-        let mean = seen / u64::from(cancelled);
-        (seen - mean).min(mean.max(self.penalty))
+    /// waited for on average. None raises that beyond the penalty, or the time that it was waited for itself.
+    fn cancelled(self, word: u64, waited: u64) -> u64 {
+        let (count, stood) = unpack(word);
+        let others = u64::from(count.saturating_sub(1));
+        // What all have waited, of which the mean counts for one.
+        let seen = stood.checked_div(others).map_or(stood, |mean| stood + mean);
+        let seen = seen.saturating_add(waited);
+        let raised = match count {
+            0 => waited,
+            // Two stand for their mean, which no longer is what the first alone had waited.
+            1 => seen / 2,
+            _ => {
+                let raised = seen - seen / u64::from(count + 1);
+                raised.min(waited.max(self.penalty)).max(stood)
+            }
+        };
+        pack(count.saturating_add(1), raised)
     }
 
     /// Returns what is left at `now` of a level at `then`.
@@ -79,7 +86,7 @@ pub(super) struct Level {
     /// The level at the last answer.
     answered: AtomicU64,
     answered_at: AtomicU64,
-    /// The cancellations since the last answer: their number and the time waited, see [`pack`].
+    /// The cancellations since the last answer: their number and what they stand for, see [`pack`].
     cancelled: AtomicU64,
     cancelled_at: AtomicU64,
 }
@@ -92,6 +99,14 @@ impl Level {
             cancelled: AtomicU64::new(0),
             cancelled_at: AtomicU64::new(0),
         }
+    }
+
+    /// Starts anew, while nobody else reads or writes.
+    pub(super) fn reset(&self, default: Duration, now: u64) {
+        self.answered.store(nanos(default), Relaxed);
+        self.answered_at.store(now, Relaxed);
+        self.cancelled.store(0, Relaxed);
+        self.cancelled_at.store(0, Relaxed);
     }
 
     /// Takes a successful answer.
@@ -115,12 +130,11 @@ impl Level {
 
     /// Takes a request that was given up after `waited`.
     #[cold]
-    pub(super) fn cancel(&self, waited: u64, now: u64) {
+    pub(super) fn cancel(&self, waited: u64, now: u64, settings: Settings) {
         self.cancelled_at.store(now, Relaxed);
         let mut word = self.cancelled.load(Relaxed);
         loop {
-            let (count, seen) = unpack(word);
-            let next = pack(count.saturating_add(1), seen.saturating_add(waited));
+            let next = settings.cancelled(word, waited);
             match self
                 .cancelled
                 .compare_exchange_weak(word, next, Release, Relaxed)
@@ -174,6 +188,12 @@ impl Level {
                 }
             }
         }
+        self.end_row();
+    }
+
+    /// Forgets the cancellations: the endpoint has answered.
+    #[inline]
+    pub(super) fn end_row(&self) {
         if self.cancelled.load(Relaxed) != 0 {
             self.cancelled.store(0, Relaxed);
         }
@@ -192,11 +212,8 @@ pub(super) struct LevelReading {
 impl LevelReading {
     /// Returns the level without any fading.
     #[inline]
-    pub(super) fn peak(self, settings: Settings) -> u64 {
-        if self.cancelled == 0 {
-            return self.answered;
-        }
-        self.answered.max(settings.censored(self.cancelled))
+    pub(super) fn peak(self) -> u64 {
+        self.answered.max(censored(self.cancelled))
     }
 
     /// Returns the level as it has faded by `now`.
@@ -206,28 +223,38 @@ impl LevelReading {
         if self.cancelled == 0 && settings.is_short(idle) {
             return self.answered;
         }
-        let cancelled = settings.faded(self.cancelled_at, now, settings.censored(self.cancelled));
+        let cancelled = settings.faded(self.cancelled_at, now, censored(self.cancelled));
         settings
             .faded(self.answered_at, now, self.answered)
             .max(cancelled)
     }
 }
 
-/// Packs a count of cancellations, up to a million, and the time waited for them, up to 208 days.
-const fn pack(count: u32, seen: u64) -> u64 {
-    let most = (1 << SEEN_BITS) - 1;
-    let seen = seen >> SEEN_TICK_BITS;
+/// Packs a number of cancellations, up to a million, and what they stand for, up to 208 days; of a single one,
+/// what it was waited for.
+const fn pack(count: u32, stood: u64) -> u64 {
+    let most = (1 << STOOD_BITS) - 1;
+    let stood = stood >> STOOD_TICK_BITS;
     let count = if count < MOST_CANCELLED {
         count
     } else {
         MOST_CANCELLED
     };
-    (count as u64) << SEEN_BITS | if seen < most { seen } else { most }
+    (count as u64) << STOOD_BITS | if stood < most { stood } else { most }
 }
 
 const fn unpack(word: u64) -> (u32, u64) {
-    let seen = word & ((1 << SEEN_BITS) - 1);
-    ((word >> SEEN_BITS) as u32, seen << SEEN_TICK_BITS)
+    let stood = word & ((1 << STOOD_BITS) - 1);
+    ((word >> STOOD_BITS) as u32, stood << STOOD_TICK_BITS)
+}
+
+/// Returns the level that a row of cancellations stands for: none if it is one alone.
+#[inline]
+const fn censored(word: u64) -> u64 {
+    match unpack(word) {
+        (0 | 1, _) => 0,
+        (_, stood) => stood,
+    }
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -253,6 +280,47 @@ const TRIAL_DECAY: f64 = 4e8;
 /// A century: no sum of two settings overflows.
 const MOST_NANOS: u64 = 100 * 365 * 24 * 3600 * 1_000_000_000;
 
-const SEEN_BITS: u32 = 44;
-const SEEN_TICK_BITS: u32 = 10;
-const MOST_CANCELLED: u32 = (1 << (64 - SEEN_BITS)) - 1;
+const STOOD_BITS: u32 = 44;
+const STOOD_TICK_BITS: u32 = 10;
+const MOST_CANCELLED: u32 = (1 << (64 - STOOD_BITS)) - 1;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_cancellation_lowers_what_a_row_stands_for(
+            waits in prop::collection::vec(0..MOST_NANOS >> 8, 1..40),
+            short in 0_u32..40,
+            penalty in 1..MOST_NANOS,
+        ) {
+            let settings = Settings { decay: 1, penalty };
+            let mut word = 0;
+            let mut longest = 0;
+            for wait in waits {
+                let wait = wait >> short;
+                let before = censored(word);
+                word = settings.cancelled(word, wait);
+                longest = longest.max(wait);
+                prop_assert!(censored(word) >= before, "{} after {before}", censored(word));
+                prop_assert!(censored(word) <= longest.max(penalty));
+            }
+        }
+    }
+
+    #[test]
+    fn so_many_cancellations_that_their_number_is_at_its_end_stand_for_no_less() {
+        let settings = Settings {
+            decay: 1,
+            penalty: 1 << 30,
+        };
+        let word = pack(MOST_CANCELLED, 1 << 30);
+        assert_eq!(settings.cancelled(word, 1 << 20), word);
+        let word = settings.cancelled(word, MOST_NANOS);
+        assert_eq!(unpack(word).0, MOST_CANCELLED);
+        assert!(censored(word) > 1 << 30);
+    }
+}

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use loom::{sync::Arc, thread};
+use loom::{
+    sync::{Arc, Mutex},
+    thread,
+};
 
 use super::{
     ages::Ages,
     ewma::{Level, Settings},
+    gauge::Gauge,
     reported::LastReport,
 };
 use crate::interleavings::model;
@@ -75,12 +79,48 @@ fn loom_no_cancellation_is_lost() {
     model(|| {
         let level = Arc::new(Level::new(Duration::from_millis(30), 0));
         let other = level.clone();
-        let thread = thread::spawn(move || other.cancel(SECOND, SECOND));
-        level.cancel(SECOND, SECOND);
+        let thread = thread::spawn(move || other.cancel(SECOND, SECOND, settings()));
+        level.cancel(SECOND, SECOND, settings());
         thread.join().unwrap();
         // Two in a row, of a second each, stand for a second; to within the tick of the count.
-        let peak = level.read().peak(settings());
+        let peak = level.read().peak();
         assert!(SECOND - peak < 2048, "{peak} ns");
+    });
+}
+
+#[test]
+fn loom_a_gauge_changes_hands_when_all_is_over() {
+    model(|| {
+        let rtt = Duration::from_millis(30);
+        let gauge = Arc::new(Gauge::new(settings(), rtt, 0));
+        gauge.add_service();
+        let left = Arc::new(Mutex::new(false));
+        let remove = |gauge: &Gauge, left: &Mutex<bool>| {
+            if gauge.remove_service() {
+                *left.lock().unwrap() = true;
+            }
+        };
+        let request = gauge.ages.enter(0, || 10).unwrap();
+        let (other, others_left) = (gauge.clone(), left.clone());
+        let thread = thread::spawn(move || {
+            remove(&other, &others_left);
+            other.level.succeed(5 * SECOND, SECOND, settings());
+            other.ages.leave(request);
+        });
+        remove(&gauge, &left);
+        let is_left = std::mem::take(&mut *left.lock().unwrap());
+        if is_left && gauge.ages.are_over() {
+            let reading = gauge.level.read();
+            assert_eq!(reading.faded(SECOND, settings()), 5 * SECOND, "not all");
+        }
+        let taken = is_left && gauge.take(settings(), rtt, SECOND);
+        thread.join().unwrap();
+        // One of the two was the last, and whoever comes then finds the gauge, unless it was taken above.
+        let is_left = std::mem::take(&mut *left.lock().unwrap()) || (is_left && !taken);
+        assert_eq!(is_left, !taken);
+        assert!(taken || gauge.take(settings(), rtt, SECOND));
+        let reading = gauge.level.read();
+        assert_eq!(reading.faded(SECOND, settings()), 30 * MS, "of before");
     });
 }
 

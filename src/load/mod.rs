@@ -23,6 +23,7 @@ mod atomic;
 mod classify;
 mod constant;
 mod ewma;
+mod gauge;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
 mod peak_ewma;

@@ -311,6 +311,39 @@ async fn cancellations_in_a_row_raise_and_a_lone_one_says_little() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_with_less_patience_does_not_lower_what_others_have_shown() {
+    let layer = PeakEwmaLayer::default().failure_penalty(ms(100));
+    let mut probe = Probe::new(layer);
+    probe.cancel(ms(1000)).await;
+    probe.cancel(ms(1000)).await;
+    close(probe.millis(), 1000.0);
+    probe.cancel(ms(10)).await;
+    close(probe.millis(), 1000.0);
+}
+
+/// What the classifier has ignored was an answer all the same: the endpoint does not hang.
+#[tokio::test(start_paused = true)]
+async fn an_ignored_answer_ends_a_row_of_cancellations() {
+    let server = Server::new(0, Behaviour::Hang);
+    let mut service = PeakEwmaLayer::default()
+        .classify(|_: Result<&usize, &Failed>| Outcome::Ignore)
+        .layer(server.client());
+    for _ in 0..20 {
+        let cancelled = start(&mut service).await;
+        sleep(ms(200)).await;
+        drop(cancelled);
+        server.behave(Behaviour::Answer(ms(1)));
+        start(&mut service).await.await.unwrap();
+        server.behave(Behaviour::Hang);
+    }
+    assert!(
+        service.estimate() <= ms(30),
+        "{:?} is not the default",
+        service.estimate()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_estimate_is_never_below_the_age_of_what_is_in_flight() {
     let mut probe = Probe::new(PeakEwmaLayer::default());
     probe.server.behave(Behaviour::Hang);
