@@ -61,6 +61,7 @@
 //! None is on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod atomic;
 pub mod balance;
 mod chance;
 pub mod discover;

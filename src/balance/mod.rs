@@ -28,6 +28,8 @@
 mod driver;
 mod future;
 mod layer;
+#[cfg(all(test, tower_lb_loom))]
+mod loom_tests;
 mod reported;
 mod select;
 mod service;

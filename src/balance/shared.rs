@@ -1,19 +1,13 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Release},
-        },
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use arc_swap::{ArcSwap, Guard};
 use tokio::sync::Notify;
 
 use crate::{
+    atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
     error::{NoEndpoints, Unavailable},
     health::SlowStart,
@@ -120,6 +114,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         let current = &self.current.0;
         let previous = current.snapshot.swap(Arc::new(snapshot));
         // Release; pairs with the Acquire in `is_current`: who sees the version finds the snapshot.
+        // loom: `loom_who_sees_a_version_finds_its_snapshot`
         current.version.store(version, Release);
         self.published.notify_waiters();
         previous
@@ -153,7 +148,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
 
 impl<A, S, P, T> Drop for Shared<A, S, P, T> {
     fn drop(&mut self) {
-        // The last handle is gone: the driver looks, and ends.
+        // The last handle is gone: the driver looks, and ends. loom: `loom_the_driver_ends_with_the_last_handle`
         self.driver.notify_one();
     }
 }

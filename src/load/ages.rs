@@ -1,4 +1,4 @@
-use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
+use crate::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
 /// Knows how many requests are in flight and when the oldest of them started, without a lock.
 ///

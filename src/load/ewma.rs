@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
+use crate::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
 /// What the owner of a [`Level`] fixes for its life.
 #[derive(Clone, Copy, Debug)]

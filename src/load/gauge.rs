@@ -6,9 +6,9 @@ use std::{
 
 use super::{
     ages::Ages,
-    atomic::{Acquire, AtomicU64, Relaxed, Release},
     ewma::{Level, Settings},
 };
+use crate::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
 /// What the clones of one service and its requests share.
 ///

@@ -19,7 +19,6 @@
 //! An error gives the count back before the caller sees it, and so do a dropped future and a panic.
 
 mod ages;
-mod atomic;
 mod classify;
 mod constant;
 mod ewma;

@@ -10,8 +10,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::{Layer, Service, load::Load};
 
-use super::atomic::{Acquire, AtomicU64, Relaxed, Release};
-use crate::metric::{self, Cost, InFlight, PickClock, TotalInFlight};
+use crate::{
+    atomic::{Acquire, AtomicU64, Relaxed, Release},
+    metric::{self, Cost, InFlight, PickClock, TotalInFlight},
+};
 
 /// Measures a service by the requests that its server reports to have in hand, while the report is young.
 ///

@@ -77,7 +77,6 @@
 
 mod adaptive_throttle;
 mod allowance;
-mod atomic;
 mod backoff;
 mod budget;
 mod copy;

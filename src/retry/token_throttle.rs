@@ -1,6 +1,6 @@
 use std::{fmt, sync::Arc};
 
-use super::atomic::{AtomicI64, Relaxed};
+use crate::atomic::{AtomicI64, Relaxed};
 
 /// Allows retries while most requests succeed: gRPC's retry throttling.
 ///

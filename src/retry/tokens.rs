@@ -1,7 +1,5 @@
-use super::{
-    atomic::{AtomicI64, Relaxed},
-    window::{NowFrom, Window},
-};
+use super::window::{NowFrom, Window};
+use crate::atomic::{AtomicI64, Relaxed};
 
 /// The tokens of a budget: deposited in parts, withdrawn one by one, and gone when they are old.
 ///

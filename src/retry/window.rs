@@ -1,4 +1,4 @@
-use super::atomic::{AtomicI64, AtomicU64, Mutex, Relaxed};
+use crate::atomic::{AtomicI64, AtomicU64, Mutex, Relaxed};
 
 /// A sum over a span of time: what was added longer ago than that has left it.
 ///

@@ -7,13 +7,17 @@ use std::{
 
 /// Each part and the parts that it may import; itself it always may.
 const FLOORS: &[(&str, &[&str])] = &[
+    ("atomic", &[]),
     ("endpoint", &[]),
     ("error", &[]),
     ("metric", &[]),
     ("chance", &[]),
     // For tests alone.
     ("interleavings", &[]),
-    ("load", &["endpoint", "error", "metric", "interleavings"]),
+    (
+        "load",
+        &["atomic", "endpoint", "error", "metric", "interleavings"],
+    ),
     ("discover", &["endpoint", "error"]),
     ("policy", &["endpoint", "error", "metric", "chance"]),
     // It reads what an outcome is.
@@ -23,12 +27,22 @@ const FLOORS: &[(&str, &[&str])] = &[
     (
         "balance",
         &[
-            "endpoint", "error", "metric", "chance", "load", "discover", "policy", "health",
+            "atomic",
+            "endpoint",
+            "error",
+            "metric",
+            "chance",
+            "load",
+            "discover",
+            "policy",
+            "health",
+            "interleavings",
         ],
     ),
     (
         "retry",
         &[
+            "atomic",
             "endpoint",
             "error",
             "metric",
