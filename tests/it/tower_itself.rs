@@ -123,8 +123,8 @@ async fn giving_up_early_makes_a_hung_endpoint_look_fast() {
 
 #[tokio::test(start_paused = true)]
 async fn reading_changes_the_estimate() {
-    let mut after = Vec::new();
-    for reads in [0, 1000] {
+    let mut after = [0.0; 3];
+    for (after, reads) in after.iter_mut().zip([0, 1, 1000]) {
         let server = Server::new(0, Behaviour::Answer(ms(100)));
         let mut service = ewma(server.client(), ms(30), Duration::from_secs(1));
         ServiceExt::<()>::ready(&mut service)
@@ -134,10 +134,10 @@ async fn reading_changes_the_estimate() {
             .await
             .unwrap();
         for _ in 0..reads {
-            advance(ms(1)).await;
+            advance(ms(950) / reads).await;
             std::hint::black_box(service.load());
         }
-        advance(ms(1000 - reads)).await;
+        advance(if reads == 0 { ms(950) } else { ms(0) }).await;
         server.behave(Behaviour::Answer(ms(50)));
         ServiceExt::<()>::ready(&mut service)
             .await
@@ -145,10 +145,43 @@ async fn reading_changes_the_estimate() {
             .call(())
             .await
             .unwrap();
-        after.push(format!("{:?}", service.load()));
+        *after = millis(service.load());
     }
-    println!("{after:?}");
-    assert_ne!(after[0], after[1]);
+    println!("{after:?} ms");
+    assert!((after[0] - 68.4).abs() < 0.1, "{after:?}");
+    assert!((after[2] - 50.0).abs() < 0.1, "{after:?}");
+}
+
+/// The milliseconds of a cost, which says them nowhere else than in its `Debug`.
+fn millis(cost: load::peak_ewma::Cost) -> f64 {
+    let nanos = format!("{cost:?}");
+    let nanos = nanos
+        .strip_prefix("Cost(")
+        .and_then(|rest| rest.strip_suffix(')'));
+    nanos.unwrap().parse::<f64>().unwrap() / 1e6
+}
+
+/// After 763 s an estimate of decay 1 s is 0, and so is what a hundred requests in flight add to it.
+#[tokio::test(start_paused = true)]
+async fn a_long_pause_leaves_nothing_to_compare() {
+    let server = Server::new(0, Behaviour::Hang);
+    let mut busy = ewma(server.client(), ms(30), Duration::from_secs(1));
+    let idle = ewma(server.client(), ms(30), Duration::from_secs(1));
+    advance(Duration::from_secs(763)).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(ServiceExt::<()>::ready(&mut busy).await.unwrap().call(()));
+    }
+    assert_eq!(busy.load(), idle.load());
+}
+
+/// A decay of 0 is refused in debug builds alone; elsewhere nothing that is compared is a number.
+#[tokio::test(start_paused = true)]
+async fn no_decay_is_no_number() {
+    let client = Server::new(0, Behaviour::Answer(ms(1))).client();
+    let load = move || ewma(client, ms(30), Duration::ZERO).load();
+    let load = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+    assert!(load.is_err() || load.is_ok_and(|load| load.partial_cmp(&load).is_none()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,17 +224,22 @@ async fn an_error_keeps_the_count_while_the_future_is_held() {
     assert!(service.load() > idle);
 }
 
-/// Load shares .665/.167/.168 for three endpoints of equal load, whatever their weights: it has none.
+/// Loads divided by weights of .99, .005 and .005 do not make shares of them: two of three are drawn whatever they
+/// weigh, and the heaviest wins whenever it is drawn.
 #[tokio::test(start_paused = true)]
-async fn there_are_no_weights() {
+async fn weights_as_loads_are_not_shares() {
     let servers = servers(&[Behaviour::Answer(Duration::ZERO); 3]);
     let services: Vec<_> = servers
         .iter()
-        .map(|server| Constant::new(server.client(), 0))
+        .zip([0.99, 0.005, 0.005])
+        .map(|(server, weight)| Constant::new(server.client(), 1.0 / weight))
         .collect();
     let mut balance = Balance::<_, ()>::new(ServiceList::new::<()>(services));
-    for _ in 0..3_000 {
+    for _ in 0..10_000 {
         balance.ready().await.unwrap().call(()).await.unwrap();
     }
-    assert!(servers[0].calls() < 1_500);
+    for (server, share) in servers.iter().zip([0.665, 0.167, 0.168]) {
+        let seen = server.calls() as f64 / 10_000.0;
+        assert!((seen - share).abs() < 0.02, "{seen}, not {share}");
+    }
 }
