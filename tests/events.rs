@@ -11,9 +11,10 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, discover::Change, service_fn};
 use tower_lb::{
-    Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer, fixed, health::OutlierLayer,
+    Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer, fixed, from_discover,
+    health::OutlierLayer,
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
 
@@ -39,7 +40,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Collect {
         let mut fields = Fields(BTreeMap::new());
         event.record(&mut fields);
         let field = |name| fields.0.get(name).cloned().unwrap_or_default();
-        let names = ["message", "endpoint", "to", "reason", "seconds"];
+        let names = ["message", "endpoint", "to", "reason", "seconds", "error"];
         let line = names.map(field).join(" ");
         let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
         self.0
@@ -59,7 +60,7 @@ fn collect() -> (Lines, tracing::subscriber::DefaultGuard) {
 #[tokio::test(start_paused = true)]
 async fn changes_of_set_and_status_are_events() {
     let (lines, _guard) = collect();
-    let (targets, rx) = watch::channel(vec![0, 0]);
+    let (targets, rx) = watch::channel(vec![(0, 1), (0, 2)]);
     let balance: Balance<_, _, (), _> = ServiceBuilder::new()
         .layer(BalanceLayer::new(RoundRobin::default()))
         .layer(WatchLayer::new(rx))
@@ -69,6 +70,10 @@ async fn changes_of_set_and_status_are_events() {
     settle().await;
     balance.endpoints()[0].endpoint().mark_healthy();
     settle().await;
+    for weight in [0, 7, 8] {
+        targets.send_replace(vec![(0, weight)]);
+        settle().await;
+    }
     targets.send_replace(vec![]);
     settle().await;
     let expected = [
@@ -78,6 +83,35 @@ async fn changes_of_set_and_status_are_events() {
         "WARN too few endpoints are available: panic",
         "INFO status changed 0 Available",
         "INFO enough endpoints are available again",
+        "INFO draining: no new requests 0",
+        "INFO no longer draining 0",
+        "INFO endpoint left 0",
+    ];
+    assert_eq!(*lines.lock().unwrap(), expected);
+}
+
+/// Only the first error in a row, for a source may fail as often as it is asked.
+#[tokio::test(start_paused = true)]
+async fn a_discovery_error_is_an_event() {
+    let (lines, _guard) = collect();
+    let service = || service_fn(|()| async { Ok::<_, BoxError>(()) });
+    let changes = [
+        Err("away"),
+        Err("away"),
+        Ok(Change::Insert(0, service())),
+        Err("away again"),
+        Ok(Change::Insert(0, service())),
+        Ok(Change::Remove(0)),
+    ];
+    let _balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(from_discover(tokio_stream::iter(changes)));
+    settle().await;
+    let expected = [
+        "WARN discovery failed: the set stays as it is away",
+        "INFO endpoint joined 0",
+        "WARN discovery failed: the set stays as it is away again",
+        "INFO endpoint's service replaced 0",
         "INFO endpoint left 0",
     ];
     assert_eq!(*lines.lock().unwrap(), expected);

@@ -30,8 +30,8 @@ use crate::{
 
 /// The one task of a balancer: takes discovery and status changes in, puts snapshots out.
 ///
-/// A future that ends when the last handle of its balancer is gone. While it is not polled the
-/// balancer keeps the set that it has; dropped before discovery's first report, it leaves the
+/// A future that ends when the last handle of its balancer is gone, and then lets go of discovery and every
+/// service. While it is not polled the balancer keeps the set that it has; dropped before discovery's first report, it leaves the
 /// balancer with no endpoints.
 ///
 /// Cost: a snapshot is published once all changes at hand are taken in; it costs O(n) and what the
@@ -80,12 +80,7 @@ where
         Self {
             discover: Some(Box::pin(discover)),
             shared: Arc::downgrade(shared),
-            members: Roll {
-                members: BTreeMap::new(),
-                departed: Vec::new(),
-                ids: HashMap::new(),
-                next_id: 0,
-            },
+            members: Roll::default(),
             signal: shared.driver.clone(),
             signalled: Box::pin(shared.driver.clone().notified_owned()),
             next_change: None,
@@ -287,6 +282,10 @@ where
         let this = self.get_mut();
         // 1. Without handles there is nobody to drive for; the last one's drop has woken this task.
         let Some(shared) = this.shared.upgrade() else {
+            // Also where the caller keeps the driver.
+            this.discover = None;
+            this.members = Roll::default();
+            this.retired.clear();
             return Poll::Ready(());
         };
         // 2. What endpoints say of themselves, and the ends of ejections.
@@ -329,7 +328,7 @@ impl<A: Address, S> Roll<A, S> {
                 match self.ids.remove(&endpoint) {
                     Some(id) => {
                         self.depart(id);
-                        debug!(%endpoint, "endpoint's service replaced");
+                        info!(%endpoint, "endpoint's service replaced");
                     }
                     None => info!(%endpoint, "endpoint joined"),
                 }
@@ -342,6 +341,18 @@ impl<A: Address, S> Roll<A, S> {
                     info!(%endpoint, "endpoint left");
                 }
             }
+        }
+    }
+}
+
+// Not derived, for that would ask for an `A` and an `S` that have defaults.
+impl<A, S> Default for Roll<A, S> {
+    fn default() -> Self {
+        Self {
+            members: BTreeMap::new(),
+            departed: Vec::new(),
+            ids: HashMap::new(),
+            next_id: 0,
         }
     }
 }

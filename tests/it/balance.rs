@@ -440,6 +440,28 @@ async fn a_policy_that_needs_the_request_chooses_in_call() {
     assert_eq!(servers[0].calls(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_response_future_that_waits_is_woken_by_a_change_of_the_set() {
+    let servers = answering(2);
+    servers[0].allow(0);
+    let (targets, rx) = watch::channel(vec![0]);
+    let mut balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(ByRequest))
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    balance.ready().await.unwrap();
+    let mut answer = tokio_test::task::spawn(balance.call(0));
+    tokio_test::assert_pending!(answer.poll());
+    settle().await;
+    tokio_test::assert_pending!(answer.poll());
+    assert!(!answer.is_woken());
+    targets.send_replace(vec![0, 1]);
+    settle().await;
+    assert!(answer.is_woken());
+    tokio_test::assert_pending!(answer.poll());
+    assert_eq!(servers[1].calls(), 1);
+}
+
 /// A policy that names places that are not there, or that may not be picked.
 #[derive(Clone, Debug)]
 struct Wrong(usize);
@@ -630,6 +652,27 @@ async fn handles_draw_from_streams_of_their_own() {
         picks(None).await,
         "no seed, no repetition"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_has_ended_holds_nothing() {
+    let servers = answering(1);
+    let client = servers[0].client();
+    let alive = client.alive();
+    let (targets, rx) = watch::channel(vec![0]);
+    let client = std::sync::Mutex::new(Some(client));
+    let discover = WatchLayer::new(rx)
+        .layer(move |_: &Endpoint<usize>| client.lock().unwrap().take().unwrap());
+    let (balance, mut driver) = Balance::<_, _, (), _>::pair(discover, RoundRobin::default());
+    let mut polled = tokio_test::task::spawn(&mut driver);
+    tokio_test::assert_pending!(polled.poll());
+    drop(polled);
+    assert_eq!(balance.endpoints().len(), 1);
+    drop(balance);
+    (&mut driver).await;
+    assert_eq!(alive.strong_count(), 0);
+    assert!(targets.is_closed());
+    (&mut driver).await;
 }
 
 /// Handles go on two threads while the driver runs on a third: it ends, every time.

@@ -108,6 +108,7 @@ async fn a_removed_service_is_dropped_without_traffic() {
         0,
         "the last handle takes all with it"
     );
+    assert!(targets.is_closed(), "discovery, too");
 }
 
 /// tower: up to 97 % go to the endpoint that hangs.

@@ -81,7 +81,17 @@ fn no_import_breaks_the_floors() {
         let Some((_, allowed)) = FLOORS.iter().find(|(name, _)| *name == part) else {
             panic!("{part} has no floor: say in FLOORS what it may import");
         };
-        for import in imports(&fs::read_to_string(&file).unwrap()) {
+        let source = fs::read_to_string(&file).unwrap();
+        // `x.rs` and `x/mod.rs` are one step below the root, `x/y.rs` two.
+        let folders = relative.parent().unwrap().components().count();
+        let depth = folders + usize::from(!relative.ends_with("mod.rs"));
+        assert_eq!(
+            beyond(&source, depth),
+            None,
+            "{}: what is outside of {part} is named from `crate` on",
+            relative.display()
+        );
+        for import in imports(&source) {
             seen += 1;
             assert!(
                 import == part || allowed.contains(&import.as_str()),
@@ -103,6 +113,42 @@ fn the_search_finds_every_kind_of_import() {
         imports(source),
         ["load", "policy", "error", "balance", "Root"]
     );
+}
+
+#[test]
+fn the_search_finds_paths_that_lead_out() {
+    assert_eq!(beyond("use super::x;\nfn f() { super::y() }", 2), None);
+    let within = "mod tests {\n    use super::super::x;\n}\n";
+    assert_eq!(beyond(within, 2), None);
+    for out in ["use super::super::x;", "fn f() { super::super::x() }"] {
+        assert!(beyond(out, 2).is_some(), "{out}");
+        assert!(beyond(&format!("{within}{out}"), 2).is_some(), "{out}");
+    }
+    assert!(beyond("use super::balance;", 1).is_some());
+    assert!(beyond(within, 1).is_some());
+    assert!(beyond("mod tests {\n    use super::{super::x};\n}", 1).is_some());
+}
+
+/// The first line with a path of `super` that leaves the part whose file is `depth` steps below the root.
+fn beyond(source: &str, depth: usize) -> Option<&str> {
+    // The indents of the modules written in the file that the line is in.
+    let mut modules: Vec<usize> = Vec::new();
+    source.lines().find(|line| {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        if code == "}" && modules.last() == Some(&indent) {
+            modules.pop();
+        }
+        let steps = code.matches("super::").count();
+        let leads_out = steps > 0 && steps >= depth + modules.len() && !code.starts_with("//");
+        let names_a_module = code.split("mod ").next().is_some_and(|before| {
+            before.is_empty() || (before.starts_with("pub") && before.ends_with(' '))
+        });
+        if names_a_module && code.ends_with('{') && code.contains("mod ") {
+            modules.push(indent);
+        }
+        leads_out
+    })
 }
 
 /// The parts that a source file imports, by `use` or by path, docs apart.

@@ -8,7 +8,9 @@ use std::{
 
 use tokio::time::{Instant, advance, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Layer, Service, ServiceExt, balance, discover::ServiceList, service_fn};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, balance, discover::ServiceList, service_fn,
+};
 use tower_lb::*;
 
 use crate::support::*;
@@ -372,6 +374,37 @@ async fn a_faded_endpoint_is_tried_with_one_request_at_a_time() {
     probe.server.behave(Behaviour::Hang);
     let _trial = probe.start().await;
     close(probe.service.load().cost() / 1e6, 2000.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_burst_an_endpoint_that_has_only_faded_gets_one() {
+    let servers = servers(&[Behaviour::Answer(ms(20)), Behaviour::Answer(ms(1000))]);
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(p2c(1)))
+        .layer(each(PeakEwmaLayer::default()))
+        .layer(fixed(0..2))
+        .service(factory(&servers));
+    let burst = async |size: usize| {
+        let mut answers = Vec::new();
+        for _ in 0..size {
+            let answer = client.clone().ready().await.unwrap().call(());
+            answers.push(tokio::spawn(answer));
+        }
+        answers
+    };
+    for answer in burst(10).await {
+        answer.await.unwrap().unwrap();
+    }
+    sleep(Duration::from_secs(10)).await;
+    servers[1].behave(Behaviour::Hang);
+    let before = servers[1].calls();
+    assert!(before > 0);
+    burst(50).await;
+    assert_eq!(servers[1].calls() - before, 1);
+    // And it gets no other one while that is not answered.
+    sleep(Duration::from_secs(10)).await;
+    burst(50).await;
+    assert_eq!(servers[1].calls() - before, 1);
 }
 
 #[test]
