@@ -1,7 +1,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -9,6 +8,7 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use super::{
+    hold::Part,
     select::{Selected, Selection},
     shared::Shared,
 };
@@ -45,7 +45,7 @@ pin_project! {
         Selecting {
             request: Option<Req>,
             selection: Selection<S, Req, A>,
-            shared: Arc<Shared<A, S, P, P::Table>>,
+            shared: Part<Shared<A, S, P, P::Table>>,
             seed: u64,
         },
         /// The reserved member.
@@ -78,7 +78,7 @@ where
     }
 
     pub(super) const fn selecting(
-        shared: Arc<Shared<A, S, P, P::Table>>,
+        shared: Part<Shared<A, S, P, P::Table>>,
         seed: u64,
         request: Req,
         selection: Selection<S, Req, A>,

@@ -27,6 +27,7 @@
 
 mod driver;
 mod future;
+mod hold;
 mod layer;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;

@@ -1,10 +1,7 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,6 +9,7 @@ use tower::{BoxError, Service, discover::Discover};
 
 use super::{
     future::ResponseFuture,
+    hold::Hold,
     layer::{BalanceAndDriver, BalanceLayer},
     select::{self, Reserved, Selected, Selection},
     shared::Shared,
@@ -25,7 +23,8 @@ use crate::{
 /// Spreads requests over a changing set of endpoints.
 ///
 /// A handle: clones share members, loads and policy, and are made in O(1) whatever the number of members. When
-/// the last one goes, driver, discovery and every service go.
+/// the last one goes, driver, discovery and every service go. A clone for each request is fine: some 40 ns, and no allocation
+/// but one for a handle that is cloned often, whose clones are then counted apart from those of other handles.
 ///
 /// A handle that has made its call, or has not been polled yet, keeps nothing alive but the balancer itself. One
 /// whose `poll_ready` answered ready keeps the service that it has reserved, until the call; one that was
@@ -43,16 +42,15 @@ pub struct Balance<P, S, Req, A = SocketAddr>
 where
     P: Policy<A, S, Req>,
 {
-    shared: Arc<Shared<A, S, P, P::Table>>,
+    shared: Hold<Shared<A, S, P, P::Table>>,
     /// `call` goes here, if the member is still there then.
     reserved: Option<Reserved<S>>,
     /// `call` answers this, if no other snapshot than this version is published before.
     failed: Option<(BoxError, u64)>,
     selection: Selection<S, Req, A>,
     rng: Rng,
-    /// With the number of clones made so far, the seed of the next one: no two have the same.
+    /// With the number of a clone, its seed: no two have the same.
     seed: u64,
-    clones: AtomicU64,
 }
 
 impl<P, S, Req, A> Balance<P, S, Req, A>
@@ -89,11 +87,15 @@ where
     P: Policy<A, S, Req>,
     S: Clone,
 {
-    pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>, mut rng: Rng) -> Self {
+    pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>, rng: Rng) -> Self {
+        Self::from_hold(Hold::new(shared), rng)
+    }
+
+    #[inline]
+    fn from_hold(shared: Hold<Shared<A, S, P, P::Table>>, mut rng: Rng) -> Self {
         Self {
             seed: rng.next(),
             rng,
-            clones: AtomicU64::new(0),
             shared,
             reserved: None,
             failed: None,
@@ -304,7 +306,7 @@ where
         request: Req,
         selection: Selection<S, Req, A>,
     ) -> ResponseFuture<P, S, Req, A> {
-        ResponseFuture::selecting(self.shared.clone(), self.rng.next(), request, selection)
+        ResponseFuture::selecting(self.shared.lend(), self.rng.next(), request, selection)
     }
 }
 
@@ -340,10 +342,10 @@ where
     P: Policy<A, S, Req>,
     S: Clone,
 {
+    #[inline]
     fn clone(&self) -> Self {
-        // Relaxed: only the number must differ.
-        let clone = self.clones.fetch_add(1, Relaxed) + 1;
-        Self::from_shared(self.shared.clone(), Rng::new(self.seed, clone))
+        let (shared, number) = self.shared.share();
+        Self::from_hold(shared, Rng::new(self.seed, number))
     }
 }
 
@@ -353,7 +355,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Balance")
-            .field("shared", &self.shared)
+            .field("shared", &*self.shared)
             .field("selection", &self.selection)
             .finish_non_exhaustive()
     }

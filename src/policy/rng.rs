@@ -54,6 +54,7 @@ pub(crate) struct Rng(SmallRng);
 
 impl Rng {
     /// Starts stream number `stream` of the family that `seed` names.
+    #[inline]
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         // The multiplier is odd, so different streams of a seed never start alike.
         Self(SmallRng::seed_from_u64(
