@@ -1,12 +1,16 @@
 //! Does a request pay for a changing set? Latencies while all of 10 000 endpoints are replaced again and
 //! again, beside a quiet run, and tower's; and the cost of taking in one changed member.
+//!
+//! Quiet and busy turns alternate, for the machine has moods. And since the two cores of a machine share its caches and
+//! its memory, there is a third kind of turn: another balancer's endpoints are replaced, which is work of the same kind that no
+//! request of ours can pay for.
 
 mod support;
 
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Waker},
@@ -22,7 +26,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, Service, balance::p2c, discover::Change, load};
-use tower_lb::{Balance, Endpoint, P2c, PendingRequestsLayer, WatchLayer, each};
+use tower_lb::{Balance, Endpoint, P2c, PendingRequests, PendingRequestsLayer, WatchLayer, each};
 
 fn main() {
     if std::env::args().any(|argument| argument == "--test") {
@@ -32,48 +36,104 @@ fn main() {
     towers();
 }
 
-fn ours() {
-    let all = |round: usize| (round * N..(round + 1) * N).collect::<Vec<_>>();
+type Balancer = Balance<P2c, PendingRequests<Echo>, u64, usize>;
+
+/// A balancer, and who replaces its endpoints.
+struct Churned<F> {
+    balance: Balancer,
+    targets: watch::Sender<Vec<usize>>,
+    drive: F,
+    rounds: usize,
+}
+
+fn all(round: usize) -> Vec<usize> {
+    (round * N..(round + 1) * N).collect()
+}
+
+fn churned() -> Churned<impl FnMut()> {
     let (targets, rx) = watch::channel(all(0));
     let discover = WatchLayer::new(rx).layer(|_: &Endpoint<usize>| Echo);
     let discover = each(PendingRequestsLayer::default()).layer(discover);
-    let (balance, mut driver) = Balance::<_, _, u64, _>::pair(discover, P2c::default());
+    let (balance, mut driver) = Balance::pair(discover, P2c::default());
     let mut drive = move || {
         let _ = Pin::new(&mut driver).poll(&mut Context::from_waker(Waker::noop()));
     };
     while balance.endpoints().len() < N {
         drive();
     }
-    print("quiet", &sample(balance.clone(), || ()));
-    // The driver has the other core.
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let churn = thread::spawn(move || {
-        let mut round = 0;
-        while !stopped.load(Relaxed) {
-            round += 1;
-            targets.send_replace(all(round));
-            // Each list takes several turns of the driver.
-            (0..2 * N / 1024 + 4).for_each(|_| drive());
-        }
-        // One changed member of 10 000, from the list to the snapshot.
-        let mut list = all(round);
+    Churned {
+        balance,
+        targets,
+        drive,
+        rounds: 0,
+    }
+}
+
+impl<F: FnMut()> Churned<F> {
+    fn replace_all(&mut self) {
+        self.rounds += 1;
+        self.targets.send_replace(all(self.rounds));
+        // Each list takes several turns of the driver.
+        (0..2 * N / 1024 + 4).for_each(|_| (self.drive)());
+    }
+
+    /// Replaces one member after another; returns the time that each takes, from the list to the snapshot.
+    fn replace_one_by_one(&mut self) -> Duration {
+        let mut list = all(self.rounds);
         let start = Instant::now();
         for i in 0..ONE_BY_ONE {
             list[i] = usize::MAX - i;
-            targets.send_replace(list.clone());
-            drive();
+            self.targets.send_replace(list.clone());
+            (self.drive)();
         }
-        (round, start.elapsed() / ONE_BY_ONE as u32)
+        start.elapsed() / ONE_BY_ONE as u32
+    }
+}
+
+fn ours() {
+    // Made one after the other, so that neither has the better places in memory.
+    let mut own = churned();
+    let mut other = churned();
+    let mut balance = own.balance.clone();
+    let mut latencies = [(); 3].map(|()| histogram());
+    let turn = Arc::new(Barrier::new(2));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (turns, over) = (turn.clone(), is_over.clone());
+    // The drivers have the other core.
+    let churn = thread::spawn(move || {
+        for number in 0..3 * TURNS {
+            turns.wait();
+            while !over.load(Relaxed) {
+                match number % 3 {
+                    0 => thread::park_timeout(Duration::from_millis(1)),
+                    1 => own.replace_all(),
+                    _ => other.replace_all(),
+                }
+            }
+            turns.wait();
+            over.store(false, Relaxed);
+        }
+        (own.rounds, own.replace_one_by_one())
     });
-    print(
-        "all replaced again and again",
-        &sample(balance.clone(), || ()),
-    );
-    stop.store(true, Relaxed);
+    for number in 0..3 * TURNS {
+        turn.wait();
+        sample(&mut balance, A_TURN, &mut latencies[number % 3], || ());
+        is_over.store(true, Relaxed);
+        turn.wait();
+    }
     let (rounds, one) = churn.join().expect("the churning thread");
-    drop(balance);
-    println!("    {rounds} times all of {N} replaced; one changed member of {N} takes {one:.0?}");
+    let [quiet, busy, others] = &latencies;
+    print("quiet", quiet);
+    print("all replaced again and again", busy);
+    print("another balancer's replaced again and again", others);
+    let p999 = |latencies: &Histogram<u64>| latencies.value_at_quantile(0.999) as f64;
+    let a_second = rounds as f64 / (A_TURN * TURNS as u32).as_secs_f64();
+    println!(
+        "    p99.9 {:.2} times the quiet one, {:.2} times the one beside another balancer's; \
+         all of {N} replaced {a_second:.0} times a second; one changed member of {N} takes {one:.0?}",
+        p999(busy) / p999(quiet),
+        p999(busy) / p999(others),
+    );
 }
 
 /// tower takes changes in when it is asked for readiness: on the request's path.
@@ -85,7 +145,8 @@ fn towers() {
     request(&mut balance);
     let mut requests = 0;
     let mut first = 0;
-    let latencies = sample(balance, || {
+    let mut latencies = histogram();
+    sample(&mut balance, TURNS as u32 * A_TURN, &mut latencies, || {
         requests += 1;
         // As often as ours was replaced, give or take.
         if requests % 100_000 == 0 {
@@ -97,20 +158,26 @@ fn towers() {
     print("tower, all replaced every 100 000 requests", &latencies);
 }
 
-/// Latencies in ns of three seconds of requests, with `before` each, which is not timed.
-fn sample<S>(mut service: S, mut before: impl FnMut()) -> Histogram<u64>
-where
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds")
+}
+
+/// Records the latencies of requests in ns for a while, with `before` each, which is not timed.
+fn sample<S>(
+    service: &mut S,
+    time: Duration,
+    latencies: &mut Histogram<u64>,
+    mut before: impl FnMut(),
+) where
     S: Service<u64, Response = u64, Error: std::fmt::Debug>,
 {
-    let mut latencies = Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds");
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(3) {
+    while start.elapsed() < time {
         before();
         let sent = Instant::now();
-        request(&mut service);
+        request(service);
         latencies.saturating_record(sent.elapsed().as_nanos() as u64);
     }
-    latencies
 }
 
 fn print(what: &str, latencies: &Histogram<u64>) {
@@ -126,3 +193,5 @@ fn print(what: &str, latencies: &Histogram<u64>) {
 
 const N: usize = 10_000;
 const ONE_BY_ONE: usize = 200;
+const TURNS: usize = 12;
+const A_TURN: Duration = Duration::from_millis(250);
