@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tower::{
-    BoxError, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn,
+    BoxError, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
+    limit::ConcurrencyLimitLayer, service_fn, util::BoxService,
 };
 use tower_lb::{BalanceLayer, Endpoint, P2c, PendingRequestsLayer, each, fixed};
 
@@ -68,6 +69,19 @@ async fn main() {
         .layer(fixed(["fast", "faster"]))
         .service(backend);
     report("behind a buffer", buffered, 10).await;
+
+    // A buffer for each endpoint, where the service that reaches it is no `Clone`: a connection that one task owns.
+    // The tracker above it counts what waits in the queue, too.
+    let buffer = ServiceBuilder::new()
+        .layer(PendingRequestsLayer::default())
+        .layer(BufferLayer::new(16))
+        .into_inner();
+    let connections = ServiceBuilder::new()
+        .layer(BalanceLayer::new(P2c::default()))
+        .layer(each(buffer))
+        .layer(fixed(["fast", "faster"]))
+        .service(|endpoint: &Endpoint<&'static str>| BoxService::new(backend(endpoint)));
+    report("a buffer for each endpoint", connections, 10).await;
 }
 
 /// Sends `requests` at once and prints how they ended.

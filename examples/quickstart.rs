@@ -1,7 +1,8 @@
 //! Balances real HTTP requests over three servers while one joins, one leaves and one dies.
 //!
 //! One of the servers is ten times slower. Round robin sends it a share like any other and waits for it, and
-//! goes on sending to the dead one; p2c over Peak-EWMA sees who is slow and who fails, and spares both.
+//! goes on sending to the dead one; p2c over Peak-EWMA sees who is slow and who fails, and spares both, and outlier
+//! detection keeps the dead one out until a probe succeeds.
 
 mod support;
 
@@ -28,28 +29,33 @@ use hyper_util::{
 use support::{Row, Server};
 use tokio::{sync::watch, time::Instant};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, RoundRobin, WatchLayer, each};
+use tower_lb::{
+    BalanceLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, RoundRobin, WatchLayer, each,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     println!("2 000 requests, 50 at a time; server A takes 50 ms, the others 5 ms\n");
-    let (addresses, rx) = watch::channel(Vec::new());
-    // The stack, bottom up: who exists, what is measured, who is chosen, how long it may take.
-    let p2c = ServiceBuilder::new()
-        .timeout(Duration::from_secs(1))
-        .layer(BalanceLayer::new(P2c::default()))
-        .layer(each(PeakEwmaLayer::default()))
-        .layer(WatchLayer::new(rx))
-        .service(http_client);
-    run("p2c over peak ewma", p2c, addresses).await?;
+    // The stack, bottom up: who exists, what is measured, who is sick, who is chosen, how long it may take.
+    let p2c = |rx| {
+        ServiceBuilder::new()
+            .timeout(Duration::from_secs(1))
+            .layer(BalanceLayer::new(P2c::default()))
+            .layer(OutlierLayer::default())
+            .layer(each(PeakEwmaLayer::default()))
+            .layer(WatchLayer::new(rx))
+            .service(http_client)
+    };
+    run("p2c over peak ewma, with outlier detection", p2c).await?;
 
-    let (addresses, rx) = watch::channel(Vec::new());
-    let round_robin = ServiceBuilder::new()
-        .timeout(Duration::from_secs(1))
-        .layer(BalanceLayer::new(RoundRobin::default()))
-        .layer(WatchLayer::new(rx))
-        .service(http_client);
-    run("round robin", round_robin, addresses).await
+    let round_robin = |rx| {
+        ServiceBuilder::new()
+            .timeout(Duration::from_secs(1))
+            .layer(BalanceLayer::new(RoundRobin::default()))
+            .layer(WatchLayer::new(rx))
+            .service(http_client)
+    };
+    run("round robin", round_robin).await
 }
 
 type HttpRequest = Request<Empty<Bytes>>;
@@ -105,8 +111,7 @@ type Table = Mutex<BTreeMap<(usize, String), Row>>;
 /// Sends 2 000 requests without a pause while the set changes under them; prints who answered how fast.
 async fn run<C>(
     policy: &str,
-    client: C,
-    addresses: watch::Sender<Vec<SocketAddr>>,
+    stack: impl FnOnce(watch::Receiver<Vec<SocketAddr>>) -> C,
 ) -> Result<(), BoxError>
 where
     C: Service<HttpRequest, Response = Response<Incoming>, Error = BoxError, Future: Send>
@@ -124,7 +129,8 @@ where
 
     let table = Arc::new(Table::default());
     let started = Arc::new(AtomicUsize::new(0));
-    addresses.send_replace(vec![a, b, c_address]);
+    let (addresses, rx) = watch::channel(vec![a, b, c_address]);
+    let client = stack(rx);
     let callers: Vec<_> = (0..50)
         .map(|_| {
             let (client, table, started) = (client.clone(), table.clone(), started.clone());

@@ -7,7 +7,7 @@
 //! ```
 //! use std::{convert::Infallible, net::SocketAddr, time::Duration};
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-//! use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, WatchLayer, each};
+//! use tower_lb::{BalanceLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tower::BoxError> {
@@ -17,6 +17,7 @@
 //! let mut client = ServiceBuilder::new()
 //!     .timeout(Duration::from_secs(1))                // any tower layer, above
 //!     .layer(BalanceLayer::new(P2c::default()))       // members -> one Service
+//!     .layer(OutlierLayer::default())                 // keeps sick endpoints out
 //!     .layer(each(PeakEwmaLayer::default()))          // wraps every endpoint's service
 //!     .layer(WatchLayer::new(rx))                     // factory -> discovery
 //!     .service(|endpoint: &Endpoint| {                // your client for one address

@@ -21,6 +21,9 @@ use crate::{
 pin_project! {
     /// The response future of a [`Balance`](crate::Balance).
     ///
+    /// It does not carry the endpoint that it was sent to, which every request would pay for: who asks, asks
+    /// [`CallExcluding::called`](super::CallExcluding::called).
+    ///
     /// # Cancel safety
     ///
     /// Dropped at any time, it gives back what was reserved and counted for its request.
