@@ -1,8 +1,8 @@
 //! Does a request pay for a changing set? Latencies while all of 10 000 endpoints are replaced again and
 //! again, beside a quiet run, and tower's; and the cost of taking in one changed member.
 //!
-//! Quiet and busy turns alternate, for the machine has moods. And since the two cores of a machine share its caches and
-//! its memory, there is a third kind of turn: another balancer's endpoints are replaced, which is work of the same kind that no
+//! Quiet and busy turns alternate, for the machine has moods. And since cores share caches and memory,
+//! there is a third kind of turn: another balancer's endpoints are replaced, which is work of the same kind that no
 //! request of ours can pay for.
 
 mod support;

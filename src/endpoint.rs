@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
-use tracing::{debug, info};
+use tracing::info;
 
 /// Names a backend: anything that can be compared, hashed and printed.
 ///
@@ -297,6 +297,23 @@ impl<A> Endpoint<A> {
         self.state().since
     }
 
+    /// Sets weight, zone, priority and hash key to the target's; its address is not looked at.
+    pub fn set_attributes<B>(&self, target: &Target<B>) {
+        let mut state = self.state();
+        if state.weight == target.weight
+            && state.zone == target.zone
+            && state.priority == target.priority
+            && state.hash_key == target.hash_key
+        {
+            return;
+        }
+        state.weight = target.weight;
+        state.zone.clone_from(&target.zone);
+        state.priority = target.priority;
+        state.hash_key.clone_from(&target.hash_key);
+        state.wake();
+    }
+
     /// Has `driver` notified of every change from now on, in place of the one before.
     pub(crate) fn attach(&self, driver: &Arc<Notify>) {
         self.state().driver = Arc::downgrade(driver);
@@ -309,28 +326,6 @@ impl<A> Endpoint<A> {
 }
 
 impl<A: fmt::Display> Endpoint<A> {
-    /// Sets weight, zone, priority and hash key to the target's; its address is not looked at.
-    pub fn set_attributes<B>(&self, target: &Target<B>) {
-        let mut state = self.state();
-        if state.weight == target.weight
-            && state.zone == target.zone
-            && state.priority == target.priority
-            && state.hash_key == target.hash_key
-        {
-            return;
-        }
-        match (state.weight, target.weight) {
-            (1.., 0) => info!(endpoint = %self, "draining: no new requests"),
-            (0, 1..) => info!(endpoint = %self, "no longer draining"),
-            (from, to) => debug!(endpoint = %self, from, to, "attributes changed"),
-        }
-        state.weight = target.weight;
-        state.zone.clone_from(&target.zone);
-        state.priority = target.priority;
-        state.hash_key.clone_from(&target.hash_key);
-        state.wake();
-    }
-
     /// Takes the endpoint out of the picks until `until`; the balancer readmits it by itself then.
     ///
     /// A second ejection replaces the first one's end.

@@ -39,11 +39,20 @@ pub trait Cost: PartialOrd {
     /// Returns the number; lower is better, and twice the number is twice the load.
     fn cost(&self) -> f64;
 
-    /// Returns the number at the time of `clock`, which a pick reads once for all loads that it compares.
+    /// Returns the number at the time of `clock`, which is one for all loads that a pick compares and that have
+    /// [told](Self::tell) it what they know. Without that, and on a thread that sends nothing, the time may be an old one.
     #[inline]
     fn cost_at(&self, clock: &PickClock) -> f64 {
         let _ = clock;
         self.cost()
+    }
+
+    /// Tells `clock` of the latest moment that the load knows of, which saves reading the time. Default nothing.
+    ///
+    /// A policy asks all loads that it compares before the first [`cost_at`](Self::cost_at).
+    #[inline]
+    fn tell(&self, clock: &PickClock) {
+        let _ = clock;
     }
 }
 
@@ -69,85 +78,88 @@ impl Cost for Duration {
     }
 }
 
-/// The time of one pick: read when first asked for, and then the same.
+/// The time of one pick, the same for all loads of a kind that it compares.
 ///
-/// On a thread that starts requests less than a millisecond apart it is the time at which the last one
-/// started or ended there, which saves the reading; so one pick after a pause may be made by the
-/// time before it.
-#[derive(Debug, Default)]
-pub struct PickClock(Cell<u64>);
+/// For [`PeakEwma`](crate::PeakEwma) it is the latest moment that this thread or one of those loads knows of, when a request
+/// started or ended: reading the time would cost half as much as the rest of the pick. So a thread's first pick after a
+/// pause may be made by the time before it. For [`Reported`](crate::load::Reported) it is read.
+#[derive(Debug)]
+pub struct PickClock {
+    /// The latest moment that is known.
+    known: Cell<u64>,
+    /// The time that was read; 0 before.
+    read: Cell<u64>,
+}
 
 impl PickClock {
-    /// Starts a pick whose time has not been asked for.
+    /// Starts a pick with what this thread knows of the time.
     #[must_use]
-    pub const fn new() -> Self {
-        Self(Cell::new(0))
+    pub fn new() -> Self {
+        Self {
+            known: Cell::new(last()),
+            read: Cell::new(0),
+        }
     }
 
-    /// Returns the nanoseconds since some moment before the first reading in this process.
+    /// Takes in a moment, in ns.
+    #[inline]
+    pub(crate) fn hear(&self, nanos: u64) {
+        self.known.set(self.known.get().max(nanos));
+    }
+
+    /// Returns the latest moment that is known, in ns.
+    #[inline]
+    pub(crate) fn known(&self) -> u64 {
+        self.known.get()
+    }
+
+    /// Returns the time in ns, which is read when first asked for.
     #[inline]
     pub(crate) fn nanos(&self) -> u64 {
-        if self.0.get() == 0 {
-            self.0.set(recent_or_now());
+        if self.read.get() == 0 {
+            self.read.set(now());
         }
-        self.0.get()
+        self.read.get()
     }
 }
 
-/// Returns the time for a pick.
-// Not inlined into the picks, for there the thread-local's access would not be.
-#[inline(never)]
-fn recent_or_now() -> u64 {
-    // For this pick alone: the next start says whether the one after may do the same.
-    LAST.with(|last| {
-        if last.dense.take() {
-            last.nanos.get()
-        } else {
-            now()
-        }
-    })
-}
-
-/// What this thread last read from the clock, for a request's start or end.
-struct Last {
-    nanos: Cell<u64>,
-    /// Whether the last request started within [`DENSE_NANOS`] of the reading before.
-    dense: Cell<bool>,
+impl Default for PickClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 thread_local! {
-    static LAST: Last = const {
-        Last {
-            nanos: Cell::new(0),
-            dense: Cell::new(false),
-        }
-    };
+    /// What this thread last read from the clock, for a request's start or end.
+    static LAST: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Reads the clock for the start of a request.
-#[inline]
-pub(crate) fn now_at_start() -> u64 {
-    let nanos = now();
-    LAST.with(|last| {
-        // A clock that went back is another clock: the difference wraps, and is large.
-        let gap = nanos.wrapping_sub(last.nanos.replace(nanos));
-        last.dense.set(gap < DENSE_NANOS);
-    });
-    nanos
+// Not inlined into the picks, for there the thread-local's access would not be.
+#[inline(never)]
+fn last() -> u64 {
+    LAST.get()
 }
 
-/// Reads the clock for the end of a request.
+/// Reads the clock for the start or the end of a request.
 #[inline]
-pub(crate) fn now_at_end() -> u64 {
+pub(crate) fn now_at_event() -> u64 {
     let nanos = now();
-    LAST.with(|last| last.nanos.set(nanos));
+    LAST.set(nanos);
     nanos
 }
 
 /// Reads the clock: nanoseconds since some moment before the first reading in this process.
 #[inline]
 pub(crate) fn now() -> u64 {
+    #[cfg(test)]
+    READINGS.set(READINGS.get() + 1);
     since_epoch(Instant::now())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has read the time.
+    pub(crate) static READINGS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Reads the clock, and returns the time unless it is before `nanos`; that costs less than [`now`] while it is.
@@ -191,6 +203,3 @@ thread_local! {
     /// A time that this thread waits for, in nanoseconds and as a moment.
     static AWAITED: Cell<Option<(u64, Instant)>> = const { Cell::new(None) };
 }
-
-/// A millisecond: too short for a difference in load that a pick should have seen.
-const DENSE_NANOS: u64 = 1_000_000;

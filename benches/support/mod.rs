@@ -107,7 +107,8 @@ pub(crate) fn in_turns(
 ) -> InTurns {
     const REQUESTS: u32 = 2000;
     let a_request = |nanos: u128| nanos as f64 / f64::from(REQUESTS);
-    let turns: Vec<(f64, f64)> = (0..2001)
+    let is_test = std::env::args().any(|argument| argument == "--test");
+    let turns: Vec<(f64, f64)> = (0..if is_test { 1 } else { 2001 })
         .map(|_| {
             let start = Instant::now();
             for _ in 0..REQUESTS {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     panic::AssertUnwindSafe,
     pin::Pin,
@@ -69,6 +69,8 @@ struct Roll<A, S> {
     /// Who has left since the last publication.
     departed: Vec<(u64, Endpoint<A>)>,
     ids: HashMap<Endpoint<A>, u64>,
+    /// Those whose weight was 0 when the last snapshot was made.
+    draining: HashSet<Endpoint<A>>,
     next_id: u64,
 }
 
@@ -154,6 +156,13 @@ where
         let mut members: Vec<Member<A, S>> = Vec::with_capacity(self.members.len());
         for (&id, (endpoint, service)) in &self.members.members {
             let (weight, status) = endpoint.standing(now);
+            if weight == 0 && self.members.draining.insert(endpoint.clone()) {
+                info!(%endpoint, "draining: no new requests");
+            }
+            let are_some_draining = !self.members.draining.is_empty();
+            if weight > 0 && are_some_draining && self.members.draining.remove(endpoint) {
+                info!(%endpoint, "no longer draining");
+            }
             if let Status::Ejected { until } = status {
                 next_change = Some(next_change.map_or(until, |end| end.min(until)));
             }
@@ -338,6 +347,7 @@ impl<A: Address, S> Roll<A, S> {
             Change::Remove(endpoint) => {
                 if let Some(id) = self.ids.remove(&endpoint) {
                     self.depart(id);
+                    self.draining.remove(&endpoint);
                     info!(%endpoint, "endpoint left");
                 }
             }
@@ -352,6 +362,7 @@ impl<A, S> Default for Roll<A, S> {
             members: BTreeMap::new(),
             departed: Vec::new(),
             ids: HashMap::new(),
+            draining: HashSet::new(),
             next_id: 0,
         }
     }

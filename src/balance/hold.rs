@@ -88,7 +88,7 @@ impl<T> Deref for Hold<T> {
 /// A clone for one request is cloned a few times itself, by layers above; it is not worth an allocation.
 const OFTEN: u64 = 16;
 
-#[cfg(all(test, not(tower_lb_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

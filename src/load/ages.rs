@@ -59,19 +59,25 @@ impl Ages {
         self.0.iter().all(|word| is_free(word.load(Acquire)))
     }
 
-    /// Returns the number of requests in flight, and the time at or before which the oldest started.
     #[inline]
-    pub(super) fn read(&self) -> (u64, u64) {
+    pub(super) fn read(&self) -> AgesReading {
         let words = self.0.each_ref().map(|word| word.load(Relaxed));
+        let mut reading = AgesReading {
+            requests: 0,
+            oldest: u64::MAX,
+            youngest: 0,
+        };
         if is_free(words.iter().fold(0, |all, word| all | word)) {
-            return (0, u64::MAX);
+            return reading;
         }
-        let (mut requests, mut oldest) = (0, u64::MAX);
         for word in words {
-            requests += count(word);
-            oldest = oldest.min(if is_free(word) { u64::MAX } else { word });
+            if !is_free(word) {
+                reading.requests += count(word);
+                reading.oldest = reading.oldest.min(opened(word));
+                reading.youngest = reading.youngest.max(opened(word));
+            }
         }
-        (requests, opened(oldest))
+        reading
     }
 
     /// Enters a generation that is young enough, else a free one, else the youngest.
@@ -114,6 +120,17 @@ impl Ages {
             .compare_exchange(word, entered, Relaxed, Relaxed)
             .map(|_| Generation(generation))
     }
+}
+
+/// What [`Ages`] know at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AgesReading {
+    /// How many requests are in flight.
+    pub(super) requests: u64,
+    /// The time at or before which the oldest of them started; `u64::MAX` if there is none.
+    pub(super) oldest: u64,
+    /// A time at or after which one of them started; 0 if there is none.
+    pub(super) youngest: u64,
 }
 
 /// What a request entered, to be left once.
@@ -193,11 +210,13 @@ mod tests {
                     let (_, generation) = under_way.swap_remove(which % under_way.len());
                     ages.leave(generation);
                 }
-                let (requests, oldest) = ages.read();
+                let AgesReading { requests, oldest, youngest } = ages.read();
                 prop_assert_eq!(requests, under_way.len() as u64);
                 for (start, _) in &under_way {
                     prop_assert!(oldest <= *start, "{oldest} is after {start}");
                 }
+                let last = under_way.iter().map(|(start, _)| *start).max();
+                prop_assert!(youngest <= last.unwrap_or(0), "{youngest} is after {last:?}");
             }
         }
     }
@@ -208,9 +227,11 @@ mod tests {
         let first = ages.enter(0, || 20).unwrap();
         let second = ages.enter(8_000_000, || 20).unwrap();
         assert_ne!(first, second);
-        assert_eq!(ages.read(), (2, 0));
+        assert_eq!((ages.read().requests, ages.read().oldest), (2, 0));
         ages.leave(first);
-        let (requests, oldest) = ages.read();
+        let AgesReading {
+            requests, oldest, ..
+        } = ages.read();
         assert_eq!(requests, 1);
         assert!(
             (8_000_000 - 1_024..=8_000_000).contains(&oldest),
@@ -223,11 +244,11 @@ mod tests {
         let ages = Ages::default();
         let enter = |ms: u64| ages.enter(ms * 1_000_000, || 0).unwrap();
         let entered: Vec<_> = (0..100).map(enter).collect();
-        assert_eq!(ages.read(), (100, 0));
+        assert_eq!((ages.read().requests, ages.read().oldest), (100, 0));
         entered
             .into_iter()
             .for_each(|generation| ages.leave(generation));
-        assert_eq!(ages.read().0, 0);
+        assert_eq!(ages.read().requests, 0);
     }
 
     #[test]
@@ -236,6 +257,6 @@ mod tests {
         let most = FULL as usize * GENERATIONS;
         let entered = (0..=most).map_while(|_| ages.enter(0, || 0)).count();
         assert_eq!(entered, most);
-        assert_eq!(ages.read().0, most as u64);
+        assert_eq!(ages.read().requests, most as u64);
     }
 }

@@ -5,11 +5,13 @@ pub enum Outcome {
     Success,
     /// The endpoint did not do its work, however fast it said so.
     Failure,
-    /// The answer says nothing of the endpoint, like a request that was refused as malformed.
+    /// The answer says nothing of the endpoint, like a request that was refused as malformed; but that it answers,
+    /// unless it is an error.
     Ignore,
     /// The rest of the answer will tell, its body's trailers, say.
     ///
-    /// Whoever completes the request then [settles](Settle) it; if nobody does, it is as [`Ignore`](Self::Ignore).
+    /// Whoever completes the request then [settles](Settle) it; if nobody does, [`PeakEwma`](crate::PeakEwma) learns
+    /// nothing from it, and outlier detection takes it for cancelled.
     Undecided,
 }
 

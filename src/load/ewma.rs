@@ -56,11 +56,10 @@ impl Settings {
         let seen = seen.saturating_add(waited);
         let raised = match count {
             0 => waited,
-            // Two stand for their mean, which no longer is what the first alone had waited.
-            1 => seen / 2,
             _ => {
                 let raised = seen - seen / u64::from(count + 1);
-                raised.min(waited.max(self.penalty)).max(stood)
+                let before = if count == 1 { 0 } else { stood };
+                raised.min(waited.max(self.penalty)).max(before)
             }
         };
         pack(count.saturating_add(1), raised)
@@ -216,6 +215,12 @@ impl LevelReading {
         self.answered.max(censored(self.cancelled))
     }
 
+    /// Returns when the last answer or cancellation came, less a thousandth of the decay at most.
+    #[inline]
+    pub(super) fn latest(self) -> u64 {
+        self.answered_at.max(self.cancelled_at)
+    }
+
     /// Returns the level as it has faded by `now`.
     #[inline]
     pub(super) fn faded(self, now: u64, settings: Settings) -> u64 {
@@ -299,14 +304,12 @@ mod tests {
         ) {
             let settings = Settings { decay: 1, penalty };
             let mut word = 0;
-            let mut longest = 0;
             for wait in waits {
                 let wait = wait >> short;
                 let before = censored(word);
                 word = settings.cancelled(word, wait);
-                longest = longest.max(wait);
                 prop_assert!(censored(word) >= before, "{} after {before}", censored(word));
-                prop_assert!(censored(word) <= longest.max(penalty));
+                prop_assert!(censored(word) <= before.max(wait.max(penalty)));
             }
         }
     }

@@ -8,7 +8,7 @@ use loom::{
 };
 
 use super::{
-    ages::Ages,
+    ages::{Ages, AgesReading},
     ewma::{Level, Settings},
     gauge::Gauge,
     reported::LastReport,
@@ -28,7 +28,9 @@ fn loom_ages_are_exact_when_all_have_left() {
         let ages = Arc::new(Ages::default());
         let request = |ages: Arc<Ages>, now| {
             let generation = ages.enter(now, || 10).unwrap();
-            let (requests, oldest) = ages.read();
+            let AgesReading {
+                requests, oldest, ..
+            } = ages.read();
             assert!((1..=2).contains(&requests), "{requests} in flight");
             assert!(oldest <= now, "{oldest} is after {now}");
             ages.leave(generation);
@@ -38,7 +40,7 @@ fn loom_ages_are_exact_when_all_have_left() {
         let thread = thread::spawn(move || request(other, 5000));
         request(ages.clone(), 5500);
         thread.join().unwrap();
-        assert_eq!(ages.read().0, 0);
+        assert_eq!(ages.read().requests, 0);
     });
 }
 
@@ -100,9 +102,9 @@ fn loom_a_gauge_changes_hands_when_all_is_over() {
                 *left.lock().unwrap() = true;
             }
         };
-        let request = gauge.ages.enter(0, || 10).unwrap();
         let (other, others_left) = (gauge.clone(), left.clone());
         let thread = thread::spawn(move || {
+            let request = other.ages.enter(0, || 10).unwrap();
             remove(&other, &others_left);
             other.level.succeed(5 * SECOND, SECOND, settings());
             other.ages.leave(request);

@@ -11,7 +11,7 @@ use tower::{
 
 use super::{
     Classify, ErrorsAreFailures, Outcome,
-    ages::Generation,
+    ages::{AgesReading, Generation},
     classify::Settle,
     ewma::{LevelReading, Settings},
     gauge::{Gauge, Lease},
@@ -29,20 +29,19 @@ use crate::metric::{self, Cost, InFlight, PickClock, TotalInFlight};
 /// - counts a failed answer, as the classifier decides, as `failure_penalty` at least, so that failing
 ///   fast does not look fast; failures in a row do not add up;
 /// - takes a cancelled request for a censored sample: it never lowers the estimate, and cancellations
-///   with no answer between them, ignored ones included, keep raising it, each of them to the time that it was
-///   waited for or to the penalty at most;
+///   with no answer between them (an ignored one is an answer, too; an ignored error is not) keep raising it, each
+///   of them to the time that it was waited for or to the penalty at most;
 /// - fades while nothing is in flight and no answer comes, quickly after 5 s, so that a slow or broken
 ///   endpoint gets a trial; while that one is under way the unfaded estimate counts. Trials are one at a
 ///   time. With less than one request in 5 s for each endpoint, then, estimates say little.
 ///
 /// Reading changes nothing, however often it is done.
 ///
-/// Cost: two clock reads a request, one to start and one to end it; one atomic operation to start it and one
-/// to end it; no lock, no allocation. (But the drop of an endpoint's last clone takes a lock for an instant: the 128 bytes in which
-/// it was measured are never freed, and wait for the next endpoint.) More than a quarter of a million requests
-/// in flight at one endpoint are neither counted nor measured. All loads that a pick compares are read at one time, which on a
-/// thread that starts more than a request a millisecond is that of the last start or end (see
-/// [`PickClock`]), and a third clock read elsewhere.
+/// Cost: two clock reads a request, one to start and one to end it, and none for a pick; one atomic operation to start it and one
+/// to end it; no lock, no allocation. (But making an endpoint's tracker and dropping its last clone take a lock for an instant: the
+/// 128 bytes in which it is measured are never freed, and wait for the next endpoint.) Of the requests in flight at one endpoint, those
+/// beyond a quarter of a million are neither counted nor measured. All loads that a pick compares are read at one time, the latest
+/// that this thread or any of them knows of (see [`PickClock`]); `estimate` and a comparison by `PartialOrd` read the clock.
 ///
 /// Source: Finagle's `PeakEwma`; Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013, for why the peak.
 #[derive(Debug)]
@@ -93,7 +92,7 @@ enum State {
     Succeeded = 1,
     Failed = 2,
     Ignored = 3,
-    /// A bit of its own: what is decided later is added to it.
+    /// Answered. A bit of its own: what is decided is added to it.
     Undecided = 4,
 }
 
@@ -102,8 +101,7 @@ enum State {
 /// Compared without a [`PickClock`], it reads the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct PeakEwmaLoad {
-    in_flight: u64,
-    oldest: u64,
+    ages: AgesReading,
     level: LevelReading,
     settings: Settings,
 }
@@ -246,7 +244,7 @@ impl<S: Clone, C: Clone, K: Clone> Clone for PeakEwma<S, C, K> {
 
 impl<S, C, K> InFlight for PeakEwma<S, C, K> {
     fn in_flight(&self) -> usize {
-        self.lease.gauge().ages.read().0 as usize
+        self.lease.gauge().ages.read().requests as usize
     }
 }
 
@@ -263,25 +261,27 @@ impl<S, C, K> Load for PeakEwma<S, C, K> {
 
     #[inline]
     fn load(&self) -> PeakEwmaLoad {
-        let gauge = self.lease.gauge();
-        let (in_flight, oldest) = gauge.ages.read();
-        PeakEwmaLoad {
-            in_flight,
-            oldest,
-            level: gauge.level.read(),
-            settings: gauge.settings(),
-        }
+        PeakEwmaLoad::read(self.lease.gauge())
     }
 }
 
 impl PeakEwmaLoad {
+    #[inline]
+    fn read(gauge: &Gauge) -> Self {
+        Self {
+            ages: gauge.ages.read(),
+            level: gauge.level.read(),
+            settings: gauge.settings(),
+        }
+    }
+
     /// Returns the latency that a request is expected to have, in ns.
     #[inline]
     fn estimate(self, now: u64) -> u64 {
-        if self.in_flight == 0 {
+        if self.ages.requests == 0 {
             self.level.faded(now, self.settings)
         } else {
-            let age = now.saturating_sub(self.oldest);
+            let age = now.saturating_sub(self.ages.oldest);
             self.level.peak().max(age)
         }
     }
@@ -290,7 +290,7 @@ impl PeakEwmaLoad {
     fn cost_when(self, now: u64) -> f64 {
         // A nanosecond at least, so that requests in flight count however fast the answers were.
         // (Signed conversions are one instruction each, unsigned five.)
-        self.estimate(now).max(1) as i64 as f64 * (self.in_flight + 1) as i64 as f64
+        self.estimate(now).max(1) as i64 as f64 * (self.ages.requests + 1) as i64 as f64
     }
 }
 
@@ -303,7 +303,13 @@ impl Cost for PeakEwmaLoad {
 
     #[inline]
     fn cost_at(&self, clock: &PickClock) -> f64 {
-        self.cost_when(clock.nanos())
+        self.cost_when(clock.known())
+    }
+
+    #[inline]
+    fn tell(&self, clock: &PickClock) {
+        clock.hear(self.ages.youngest);
+        clock.hear(self.level.latest());
     }
 }
 
@@ -366,14 +372,18 @@ impl Request {
         Self(self.0 | (state as u64) << GENERATION_BITS)
     }
 
-    /// Returns what was decided; a decision counts, whatever was undecided before it.
     const fn state(self) -> State {
         match self.0 >> GENERATION_BITS & DECIDED {
-            0 if self.0 >> GENERATION_BITS & UNDECIDED == 0 => State::Sent,
+            0 if self.is_answered() => State::Undecided,
+            0 => State::Sent,
             1 => State::Succeeded,
             2 => State::Failed,
             _ => State::Ignored,
         }
+    }
+
+    const fn is_answered(self) -> bool {
+        self.0 >> GENERATION_BITS & State::Undecided as u64 != 0
     }
 
     const fn is_decided(self) -> bool {
@@ -384,7 +394,7 @@ impl Request {
 impl PeakEwmaHandle {
     #[inline]
     fn start(gauge: &'static Gauge) -> Self {
-        let sent_at = metric::now_at_start();
+        let sent_at = metric::now_at_event();
         let generation = gauge.ages.enter(sent_at, || gauge.level.log2_quarter());
         Self {
             gauge,
@@ -400,7 +410,7 @@ impl PeakEwmaHandle {
         let Some(generation) = self.request.generation() else {
             return;
         };
-        let now = metric::now_at_end();
+        let now = metric::now_at_event();
         let took = now.saturating_sub(self.request.sent_at());
         let level = &self.gauge.level;
         let settings = || self.gauge.settings();
@@ -408,8 +418,8 @@ impl PeakEwmaHandle {
             State::Succeeded => level.succeed(took, now, settings()),
             State::Failed => level.fail(took, now, settings()),
             State::Sent => level.cancel(took, now, settings()),
-            State::Ignored => level.end_row(),
-            State::Undecided => {}
+            State::Ignored if self.request.is_answered() => level.end_row(),
+            State::Ignored | State::Undecided => {}
         }
         // Last, for it may be what the next service waits for to take the gauge.
         self.gauge.ages.leave(generation);
@@ -440,5 +450,46 @@ impl Drop for PeakEwmaHandle {
 
 const STATE_BITS: u32 = 3;
 const DECIDED: u64 = 3;
-const UNDECIDED: u64 = State::Undecided as u64;
 const GENERATION_BITS: u32 = 3;
+
+#[cfg(all(test, not(tower_lb_loom)))]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn gauge() -> Gauge {
+        let [decay, penalty] = [10, 5].map(Duration::from_secs);
+        Gauge::new(Settings::new(decay, penalty), Duration::from_millis(30), 0)
+    }
+
+    /// The first pick of a thread, which knows nothing of the time: what others have done at one endpoint tells how
+    /// old a request at the other one is.
+    #[test]
+    fn a_pick_knows_the_time_of_what_it_compares() {
+        let (hangs, answers) = (gauge(), gauge());
+        hangs.ages.enter(SECOND, || 0).unwrap();
+        answers
+            .level
+            .succeed(SECOND / 100, 9 * SECOND, answers.settings());
+        for order in [[&hangs, &answers], [&answers, &hangs]] {
+            let loads = order.map(PeakEwmaLoad::read);
+            let clock = PickClock::new();
+            loads.iter().for_each(|load| load.tell(&clock));
+            assert_eq!(clock.known(), 9 * SECOND);
+            let cost = |gauge| PeakEwmaLoad::read(gauge).cost_at(&clock);
+            let [hangs, answers] = [&hangs, &answers].map(cost);
+            assert!(hangs >= 2.0 * 8e9, "{hangs}");
+            assert!(answers < 0.1 * 1e9, "{answers}");
+        }
+        let hear = |gauge| {
+            let clock = PickClock::new();
+            PeakEwmaLoad::read(gauge).tell(&clock);
+            clock.known()
+        };
+        answers.level.cancel(1, 10 * SECOND, answers.settings());
+        assert_eq!(hear(&answers), 10 * SECOND);
+        answers.ages.enter(20 * SECOND, || 0).unwrap();
+        assert!(hear(&answers) > 20 * SECOND - 2000);
+    }
+}

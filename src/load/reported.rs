@@ -42,8 +42,7 @@ use crate::{
 /// A server that fails fast has little in hand: put outlier detection beside it.
 ///
 /// Cost of a request: where its response has a report, one reading of the clock and three atomic stores, one of
-/// them to a line that all endpoints share; no lock, no allocation. Of a pick: a reading of the clock, but where
-/// [`PickClock`] says otherwise.
+/// them to a line that all endpoints share; no lock, no allocation. Of a pick: a reading of the clock.
 pub struct Reported<S, F> {
     service: S,
     read: F,
@@ -276,6 +275,11 @@ impl<M: Cost> Cost for ReportedLoad<M> {
 
     fn cost_at(&self, clock: &PickClock) -> f64 {
         self.cost_when(self.own.cost_at(clock), clock.nanos())
+    }
+
+    #[inline]
+    fn tell(&self, clock: &PickClock) {
+        self.own.tell(clock);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::load::TrackCompletion;
 
-use super::{Classify, Settle};
+use super::{Classify, Outcome, Settle};
 
 pin_project! {
     /// The response future of a tracked service.
@@ -55,6 +55,9 @@ where
         let Some(mut handle) = this.handle.take() else {
             panic!("`TrackFuture` polled after completion");
         };
+        if result.is_ok() {
+            handle.settle(Outcome::Undecided);
+        }
         handle.settle(this.classify.classify(result.as_ref()));
         Poll::Ready(result.map(|response| this.completion.track_completion(handle, response)))
     }

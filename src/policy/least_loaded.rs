@@ -58,6 +58,9 @@ where
         let members = candidates.members();
         let clock = PickClock::new();
         let load = |position: usize| members[position].service.load();
+        if S::Metric::TIMED {
+            (0..members.len()).for_each(|position| load(position).tell(&clock));
+        }
         let choice = match &table.weights {
             None if !S::Metric::TIMED && !candidates.is_narrowed() => lightest(members, cx),
             weights => lightest_by_weight(members.len(), cx, |position| {

@@ -68,8 +68,7 @@ impl P2c {
         S: Load<Metric: Cost>,
     {
         let mut drawn = [u32::MAX; MOST_CHOICES];
-        let mut best = None;
-        let mut least = f64::INFINITY;
+        let mut loads = [const { None }; MOST_CHOICES];
         let clock = PickClock::new();
         for choice in 0..self.choices.min(sampler.len() as usize) {
             let known = &drawn[..choice];
@@ -77,8 +76,15 @@ impl P2c {
                 break;
             };
             drawn[choice] = slot;
-            let member = &candidates.members()[sampler.position(slot)];
-            let load = sampler.relative(slot, member.service.load().cost_at(&clock));
+            let load = candidates.members()[sampler.position(slot)].service.load();
+            load.tell(&clock);
+            loads[choice] = Some(load);
+        }
+        let mut best = None;
+        let mut least = f64::INFINITY;
+        for (slot, load) in drawn.into_iter().zip(loads) {
+            let Some(load) = load else { break };
+            let load = sampler.relative(slot, load.cost_at(&clock));
             if best.is_none() || load < least {
                 (best, least) = (Some(slot), load);
             }
@@ -129,8 +135,11 @@ where
         let load = |position: u32| candidates.members()[position as usize].service.load();
         let second_wins = if S::Metric::TIMED {
             let clock = PickClock::new();
-            let first_cost = load(first).cost_at(&clock);
-            load(second).cost_at(&clock) < first_cost || first_cost.is_nan()
+            let (first_load, second_load) = (load(first), load(second));
+            first_load.tell(&clock);
+            second_load.tell(&clock);
+            let first_cost = first_load.cost_at(&clock);
+            second_load.cost_at(&clock) < first_cost || first_cost.is_nan()
         } else {
             let first_load = load(first);
             // What is not a number does not even equal itself, and loses.
