@@ -27,8 +27,11 @@ impl Settings {
     /// [`TRIAL_DECAY`] instead, so that no endpoint, however slow it was, waits much longer for a trial.
     /// The order of endpoints that are idle for the same time stays as it was.
     pub(super) fn retained(self, idle: u64) -> f64 {
-        let over = idle.saturating_sub(TRIAL_AFTER);
-        (-float(idle) / float(self.decay) - float(over) / TRIAL_DECAY).exp()
+        let exponent = -float(idle) / float(self.decay);
+        match idle.checked_sub(TRIAL_AFTER) {
+            None => exponent.exp(),
+            Some(over) => (exponent - float(over) / TRIAL_DECAY).exp(),
+        }
     }
 
     /// Returns the level after an answer that took `rtt`, `idle` after the one before.
@@ -225,13 +228,15 @@ impl LevelReading {
     #[inline]
     pub(super) fn faded(self, now: u64, settings: Settings) -> u64 {
         let idle = now.saturating_sub(self.answered_at);
-        if self.cancelled == 0 && settings.is_short(idle) {
-            return self.answered;
+        let answered = if settings.is_short(idle) {
+            self.answered
+        } else {
+            settings.faded(self.answered_at, now, self.answered)
+        };
+        if self.cancelled == 0 {
+            return answered;
         }
-        let cancelled = settings.faded(self.cancelled_at, now, censored(self.cancelled));
-        settings
-            .faded(self.answered_at, now, self.answered)
-            .max(cancelled)
+        answered.max(settings.faded(self.cancelled_at, now, censored(self.cancelled)))
     }
 }
 
