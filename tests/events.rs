@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, discover::Change, service_fn};
 use tower_lb::{
-    Balance, BalanceLayer, Endpoint, RoundRobin, WatchLayer, fixed, from_discover,
+    Balance, BalanceLayer, Endpoint, IntoTarget, RoundRobin, WatchLayer, fixed, from_discover,
     health::OutlierLayer,
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
@@ -113,6 +114,34 @@ async fn a_discovery_error_is_an_event() {
         "WARN discovery failed: the set stays as it is away again",
         "INFO endpoint's service replaced 0",
         "INFO endpoint left 0",
+    ];
+    assert_eq!(*lines.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_drains_drains_on_when_its_service_is_replaced() {
+    let (lines, _guard) = collect();
+    let (changes, rx) = mpsc::unbounded_channel();
+    let endpoint = Endpoint::new((0, 0));
+    let insert = || {
+        let service = service_fn(|()| async { Ok::<_, BoxError>(()) });
+        let change = Change::Insert(endpoint.clone(), service);
+        changes.send(Ok::<_, BoxError>(change)).unwrap();
+    };
+    insert();
+    let _balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(UnboundedReceiverStream::new(rx));
+    settle().await;
+    insert();
+    settle().await;
+    endpoint.set_attributes(&(0, 3).into_target());
+    settle().await;
+    let expected = [
+        "INFO endpoint joined 0",
+        "INFO draining: no new requests 0",
+        "INFO endpoint's service replaced 0",
+        "INFO no longer draining 0",
     ];
     assert_eq!(*lines.lock().unwrap(), expected);
 }

@@ -8,13 +8,14 @@ use std::{
 
 /// A handle's hold on what all handles share, which goes when the last hold does.
 ///
-/// A handle that is cloned often has a count of its own for its clones: so threads that clone their handles for
-/// each request do not write one count in turns.
+/// A handle that is cloned often, or that lends parts to requests, has a count of its own for them: so threads that
+/// clone their handles for each request do not write one count in turns.
 #[derive(Debug)]
 pub(super) struct Hold<T> {
     part: Part<T>,
-    /// What the clones have, from the [`OFTEN`]th on.
+    /// What clones and requests have, from the [`OFTEN`]th on.
     of_clones: OnceLock<Part<T>>,
+    /// How many clones and requests have had one.
     clones: AtomicU64,
 }
 

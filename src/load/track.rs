@@ -56,6 +56,7 @@ where
             panic!("`TrackFuture` polled after completion");
         };
         if result.is_ok() {
+            // An answer, whatever it shows; an error may be of the client's own making.
             handle.settle(Outcome::Undecided);
         }
         handle.settle(this.classify.classify(result.as_ref()));
