@@ -1,9 +1,10 @@
-//! Does a request pay for a changing set? Latencies while all of 10 000 endpoints are replaced again and
-//! again, beside a quiet run, and tower's; and the cost of taking in one changed member.
+//! Measures what a request pays for a changing set: latencies while all of 10 000 endpoints are
+//! replaced repeatedly, compared with a quiet run and with tower. Also measures the cost of
+//! applying one changed member.
 //!
-//! Quiet and busy turns alternate, for the machine has moods. And since cores share caches and memory,
-//! there is a third kind of turn: another balancer's endpoints are replaced, which is work of the same kind that no
-//! request of ours can pay for.
+//! Quiet and busy turns alternate, because the machine's speed drifts. Cores share caches and
+//! memory, so there is a third kind of turn: it replaces another balancer's endpoints. That is the
+//! same kind of work, but no request measured here can pay for it.
 
 mod support;
 
@@ -38,7 +39,7 @@ fn main() {
 
 type Balancer = Balance<P2c, PendingRequests<Echo>, u64, usize>;
 
-/// A balancer, and who replaces its endpoints.
+/// A balancer and the means to replace its endpoints.
 struct Churned<F> {
     balance: Balancer,
     targets: watch::Sender<Vec<usize>>,
@@ -58,7 +59,7 @@ fn churned() -> Churned<impl FnMut()> {
     let mut drive = move || {
         let _ = Pin::new(&mut driver).poll(&mut Context::from_waker(Waker::noop()));
     };
-    while balance.endpoints().len() < N {
+    while balance.members().len() < N {
         drive();
     }
     Churned {
@@ -77,7 +78,8 @@ impl<F: FnMut()> Churned<F> {
         (0..2 * N / 1024 + 4).for_each(|_| (self.drive)());
     }
 
-    /// Replaces one member after another; returns the time that each takes, from the list to the snapshot.
+    /// Replaces one member after another. Returns the mean time for each, from the list to the
+    /// snapshot.
     fn replace_one_by_one(&mut self) -> Duration {
         let mut list = all(self.rounds);
         let start = Instant::now();
@@ -91,7 +93,7 @@ impl<F: FnMut()> Churned<F> {
 }
 
 fn ours() {
-    // Made one after the other, so that neither has the better places in memory.
+    // Built one after the other, so that neither has the better place in memory.
     let mut own = churned();
     let mut other = churned();
     let mut balance = own.balance.clone();
@@ -99,7 +101,7 @@ fn ours() {
     let turn = Arc::new(Barrier::new(2));
     let is_over = Arc::new(AtomicBool::new(false));
     let (turns, over) = (turn.clone(), is_over.clone());
-    // The drivers have the other core.
+    // The drivers run on the other core.
     let churn = thread::spawn(move || {
         for number in 0..3 * TURNS {
             turns.wait();
@@ -136,7 +138,7 @@ fn ours() {
     );
 }
 
-/// tower takes changes in when it is asked for readiness: on the request's path.
+/// tower applies changes in `poll_ready`, on the request's path.
 fn towers() {
     let (changes, rx) = mpsc::unbounded_channel::<Result<_, std::convert::Infallible>>();
     let service = || load::PendingRequests::new(Echo, load::CompleteOnResponse::default());
@@ -148,7 +150,7 @@ fn towers() {
     let mut latencies = histogram();
     sample(&mut balance, TURNS as u32 * A_TURN, &mut latencies, || {
         requests += 1;
-        // As often as ours was replaced, give or take.
+        // About as often as tower-lb's endpoints are replaced.
         if requests % 100_000 == 0 {
             (first..first + N).for_each(|i| drop(changes.send(Ok(Change::Remove(i)))));
             first += N;
@@ -162,7 +164,7 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds")
 }
 
-/// Records the latencies of requests in ns for a while, with `before` each, which is not timed.
+/// Records the latencies of requests in ns for this time. Calls `before` untimed ahead of each.
 fn sample<S>(
     service: &mut S,
     time: Duration,

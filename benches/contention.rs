@@ -1,4 +1,5 @@
-//! What do 64 tasks on two workers get through one balancer, beside tower's behind a `Buffer`?
+//! Measures the throughput of 64 tasks on two workers through one balancer, compared with tower's
+//! behind a `Buffer`.
 
 mod support;
 
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use tower::{Service, ServiceExt, balance::p2c, buffer::Buffer, discover::ServiceList, load};
 use tower_lb::{P2c, PendingRequestsLayer};
 
-/// How the tasks hold the balancer.
+/// How the tasks share the balancer.
 #[derive(Clone, Copy, Debug)]
 enum Handle {
     Kept,
@@ -27,7 +28,7 @@ fn main() {
         .expect("a runtime");
     let _guard = runtime.enter();
     for n in [10, 1000] {
-        // Taken in turns, so that a change of the machine's mood meets both.
+        // Measured in turns, so that a drift of the machine's speed affects all of them.
         let (mut ours, mut fresh, mut towers) = (vec![], vec![], vec![]);
         for _ in 0..ROUNDS {
             let balance = balance(n, PendingRequestsLayer::default(), P2c::default());
@@ -52,7 +53,7 @@ fn main() {
     }
 }
 
-/// Requests a second of 64 tasks.
+/// Returns the requests per second of 64 tasks.
 fn rate<S>(runtime: &tokio::runtime::Runtime, service: S, handle: Handle) -> f64
 where
     S: Service<u64, Response = u64, Error: Debug, Future: Send> + Clone + Send + 'static,

@@ -1,4 +1,5 @@
-//! What does consistent hashing cost: a lookup, a table, the change of one host; beside other crates in the same run?
+//! Measures the cost of consistent hashing: a lookup, a table and the change of one endpoint.
+//! Compares with other crates in the same run.
 
 mod support;
 
@@ -9,15 +10,19 @@ use criterion::{
 };
 use support::{balance, request};
 use tower_lb::{
-    PendingRequestsLayer,
-    hash::{HashPolicy, HashTable, Hashed, Maglev, Rendezvous, RingHash, Scheme, hashed},
+    Maglev, PendingRequestsLayer, Rendezvous, RingHash,
+    hash::{
+        HashPolicy, hashed,
+        keys::Hashed,
+        table::{HashScheme, HashTable},
+    },
 };
 
 const SIZES: [usize; 5] = [3, 10, 100, 1_000, 10_000];
 
 type ByNumber<C> = HashPolicy<C, Hashed<fn(&u64) -> Option<u64>>>;
 
-fn by_number<C: Scheme>() -> ByNumber<C> {
+fn by_number<C: HashScheme>() -> ByNumber<C> {
     HashPolicy::by_key(hashed((|request: &u64| Some(*request)) as fn(&u64) -> _))
 }
 
@@ -31,7 +36,7 @@ fn list(names: &[String]) -> impl Iterator<Item = (&str, u32)> {
     names.iter().map(|name| (&**name, 1))
 }
 
-/// A stream of hashes, a nanosecond each.
+/// A stream of hashes, at a cost of about one nanosecond each.
 struct Keys(u64);
 
 impl Keys {
@@ -42,7 +47,7 @@ impl Keys {
     }
 }
 
-fn lookup<T: tower_lb::hash::Lookup>(
+fn lookup<T: tower_lb::hash::table::Lookup>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     table: &HashTable<T>,
@@ -60,7 +65,7 @@ fn lookups(c: &mut Criterion) {
         group
             .measurement_time(Duration::from_secs(1))
             .warm_up_time(Duration::from_millis(300));
-        // 1. What anybody would write first: a sorted array of 100 points a host, and a binary search.
+        // 1. The simplest ring: a sorted array of 100 points per endpoint, and a binary search.
         let ring = RingHash::by_key(hashed(|key: &u64| Some(*key)))
             .points(100)
             .expect("valid");
@@ -74,32 +79,33 @@ fn lookups(c: &mut Criterion) {
                 plain.get(at).or(plain.first()).map(|&(_, host)| host)
             });
         });
-        // 2. Ours.
+        // 2. tower-lb.
         lookup(&mut group, "ring, 100 points", &ring);
         lookup(
             &mut group,
             "ring, 256 points",
-            &by_number::<tower_lb::hash::RingScheme>().table_for(list(&names)),
+            &by_number::<tower_lb::hash::table::RingScheme>().table_for(list(&names)),
         );
         lookup(
             &mut group,
             "maglev",
-            &by_number::<tower_lb::hash::MaglevScheme>().table_for(list(&names)),
+            &by_number::<tower_lb::hash::table::MaglevScheme>().table_for(list(&names)),
         );
         if n <= 1_000 {
             lookup(
                 &mut group,
                 "rendezvous",
-                &by_number::<tower_lb::hash::RendezvousScheme>().table_for(list(&names)),
+                &by_number::<tower_lb::hash::table::RendezvousScheme>().table_for(list(&names)),
             );
             let weighted = names.iter().zip(1..).map(|(name, i)| (&**name, 1 + i % 3));
             lookup(
                 &mut group,
                 "rendezvous, weighted",
-                &by_number::<tower_lb::hash::RendezvousScheme>().table_for(weighted),
+                &by_number::<tower_lb::hash::table::RendezvousScheme>().table_for(weighted),
             );
         }
-        // 3. Other crates: `hashring` has one point for each node that is added, and hashes the key by SipHash.
+        // 3. Other crates. `hashring` adds one point per node, hence 100 nodes per endpoint, and
+        //    hashes the key by SipHash.
         let mut other = hashring::HashRing::new();
         other.batch_add(
             names
@@ -122,9 +128,9 @@ fn lookups(c: &mut Criterion) {
     }
 }
 
-/// The time to build, to take in one host in place of another, and the size.
+/// Measures the time to build a table, the time to replace one endpoint, and the size.
 fn builds(c: &mut Criterion) {
-    fn scheme<C: Scheme>(c: &mut Criterion, what: &str, policy: &HashPolicy<C, impl Sized>) {
+    fn scheme<C: HashScheme>(c: &mut Criterion, what: &str, policy: &HashPolicy<C, impl Sized>) {
         for n in SIZES {
             let before = names(n);
             let mut after = before.clone();
@@ -153,27 +159,31 @@ fn builds(c: &mut Criterion) {
     scheme(
         c,
         "ring of 100 points",
-        &by_number::<tower_lb::hash::RingScheme>()
+        &by_number::<tower_lb::hash::table::RingScheme>()
             .points(100)
             .expect("valid"),
     );
     scheme(
         c,
         "ring of 256 points",
-        &by_number::<tower_lb::hash::RingScheme>(),
+        &by_number::<tower_lb::hash::table::RingScheme>(),
     );
-    scheme(c, "maglev", &by_number::<tower_lb::hash::MaglevScheme>());
+    scheme(
+        c,
+        "maglev",
+        &by_number::<tower_lb::hash::table::MaglevScheme>(),
+    );
     scheme(
         c,
         "rendezvous",
-        &by_number::<tower_lb::hash::RendezvousScheme>(),
+        &by_number::<tower_lb::hash::table::RendezvousScheme>(),
     );
     let mut group = c.benchmark_group("table/1000");
     group.sample_size(10);
     let names = names(1_000);
     group.bench_function("maglev of weights 1 to 3, build", |b| {
         let weighted = || names.iter().zip(0..).map(|(name, i)| (&**name, 1 + i % 3));
-        b.iter(|| by_number::<tower_lb::hash::MaglevScheme>().table_for(weighted()));
+        b.iter(|| by_number::<tower_lb::hash::table::MaglevScheme>().table_for(weighted()));
     });
     group.bench_function("crate maglev, build", |b| {
         b.iter(|| maglev::Maglev::with_capacity(black_box(&names).clone(), 65_537));
@@ -193,7 +203,7 @@ fn builds(c: &mut Criterion) {
     group.finish();
 }
 
-/// Through the balancer: `poll_ready`, `call` and the answer of an always-ready service.
+/// Measures whole requests: `poll_ready`, `call` and the answer of an always-ready service.
 fn requests(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

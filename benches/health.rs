@@ -1,4 +1,4 @@
-//! What does a healthy request pay for outlier detection?
+//! Measures what a healthy request pays for outlier detection.
 
 mod support;
 
@@ -16,7 +16,7 @@ fn requests(c: &mut Criterion) {
     let _guard = runtime.enter();
     let consecutive = OutlierLayer::default()
         .success_rate(None)
-        .failure_percentage(None);
+        .failure_rate(None);
     let default = OutlierLayer::default();
     let all = OutlierLayer::default().slow_latency(SlowLatency::default());
     let mut group = c.benchmark_group("health");
@@ -39,7 +39,8 @@ fn requests(c: &mut Criterion) {
         in_turns.push_str(&format!("; {more:.1} ns more by {name}"));
     }
     group.finish();
-    // Measured one after the other, they meet different moods of a shared machine; in turns, the same.
+    // A shared machine's speed drifts. Measurements in turns meet the same speed; separate ones do
+    // not.
     println!("in turns with none{in_turns}\n");
 }
 

@@ -1,7 +1,7 @@
-//! How many instructions does a request cost? Deterministic, unlike time: for callgrind.
+//! Counts the instructions of a request under callgrind. Unlike time, the count is deterministic.
 //!
-//! `instructions CASE N REQUESTS` runs one case and nothing else; the difference between two numbers of
-//! requests is the cost of the requests between them.
+//! `instructions CASE N REQUESTS` runs a single case. The difference between runs with two numbers
+//! of requests is the cost of the additional requests.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn main() {
     let consecutive_and_rates = OutlierLayer::default();
     let consecutive = OutlierLayer::default()
         .success_rate(None)
-        .failure_percentage(None);
+        .failure_rate(None);
     let completion = load::CompleteOnResponse::default();
     let services = vec![Echo; n].into_iter();
     match case.as_str() {

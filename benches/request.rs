@@ -1,4 +1,4 @@
-//! What does a request pay for being balanced, beside tower's balancer in the same run?
+//! Measures what a request pays for being balanced, compared with tower's balancer in the same run.
 
 mod support;
 
@@ -47,7 +47,8 @@ fn requests(c: &mut Criterion) {
             });
         }
         group.finish();
-        // Measured one after the other, the two meet different moods of a shared machine; in turns, the same.
+        // A shared machine's speed drifts. Measurements in turns meet the same speed; separate ones
+        // do not.
         for (load, turns) in [
             ("pending", in_turns(&mut pending, &mut towers_pending)),
             ("ewma", in_turns(&mut ewma, &mut towers_ewma)),

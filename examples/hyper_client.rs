@@ -1,8 +1,12 @@
-//! hyper's client for each server, which goes there whatever host a URI names: HTTP/1.1 with kept connections, then HTTP/2.
+//! Balances over one hyper client per server: HTTP/1.1 with kept connections, then HTTP/2.
 //!
-//! So `Host` and `:authority` stay the service's name, and with TLS the name that certificates are checked against does: let
-//! the connector take `https` (`enforce_http(false)`), and wrap it in that of hyper-rustls. (One pool for all servers, over
-//! HTTP/1.1, is in `axum_fanout`.) Of three servers one dies on the way.
+//! Each client connects to its own server, whatever host a URI names. So `Host` and `:authority`
+//! stay the service's name. With TLS, certificates are checked against that name, too: let the
+//! connector take `https` (`enforce_http(false)`), and wrap it in hyper-rustls's connector.
+//! (`axum_fanout` has one pool for all servers, over HTTP/1.1.) One of three servers dies during
+//! the run.
+//!
+//! Run: `cargo run --example hyper_client`
 
 mod support;
 
@@ -43,7 +47,7 @@ async fn run(protocol: &str, builder: Builder) -> Result<(), BoxError> {
                 .consecutive_failures(3)
                 .classify(HttpStatus::new()),
         )
-        // A request is over when its body is.
+        // A request ends when its body ends.
         .layer(each(
             PendingRequestsLayer::default().completion(CompleteOnBody::new()),
         ))
@@ -77,7 +81,7 @@ async fn run(protocol: &str, builder: Builder) -> Result<(), BoxError> {
         }
     });
     outlive(protocol, read, get, a, |address| {
-        takes_requests(&balance.endpoints(), address)
+        takes_requests(&balance.members(), address)
     })
     .await
 }

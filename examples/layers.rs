@@ -1,4 +1,7 @@
-//! Where tower's layers go: above the balancer they see all requests, below it those of one endpoint.
+//! Where tower's layers go: above the balancer they see all requests, below it those of one
+//! endpoint.
+//!
+//! Run: `cargo run --example layers`
 
 use std::time::Duration;
 
@@ -22,8 +25,9 @@ fn backend(
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // At most two requests at once for each endpoint; one that is full is passed over. A caller that finds
-    // all full is turned away at once, for readiness above the balancer means "the request goes out now".
+    // At most two requests at once for each endpoint. The balancer passes over a full endpoint. If
+    // all are full, the caller is turned away at once, because readiness above the balancer means
+    // "the request goes out now".
     let shedding = ServiceBuilder::new()
         .load_shed()
         .layer(BalanceLayer::new(P2c::default()))
@@ -38,7 +42,8 @@ async fn main() {
     )
     .await;
 
-    // At most four requests at once in all: the others wait for their turn. A timeout covers the wait.
+    // At most four requests at once in total; the others wait for their turn. The timeout covers
+    // the wait.
     let limited = ServiceBuilder::new()
         .timeout(Duration::from_millis(200))
         .concurrency_limit(4)
@@ -48,7 +53,7 @@ async fn main() {
         .service(backend);
     report("a limit and a timeout for all", limited, 10).await;
 
-    // A timeout for each endpoint: its requests end, and with them what they count.
+    // A timeout for each endpoint. A request that times out is no longer in flight.
     let per_endpoint = ServiceBuilder::new()
         .layer(PendingRequestsLayer::default())
         .timeout(Duration::from_millis(100))
@@ -60,8 +65,8 @@ async fn main() {
         .service(backend);
     report("a timeout for each endpoint", timed, 10).await;
 
-    // One queue for all callers, where a service above must be cheap to clone and own no connection.
-    // A balancer does not need it to be shared: its handles are clones already.
+    // One queue for all callers, for a service above that must be cheap to clone and own no
+    // connection. A balancer needs no buffer to be shared, because its handles can be cloned.
     let buffered = ServiceBuilder::new()
         .buffer(16)
         .layer(BalanceLayer::new(P2c::default()))
@@ -70,8 +75,8 @@ async fn main() {
         .service(backend);
     report("behind a buffer", buffered, 10).await;
 
-    // A buffer for each endpoint, where the service that reaches it is no `Clone`: a connection that one task owns.
-    // The tracker above it counts what waits in the queue, too.
+    // A buffer for each endpoint whose service is not `Clone`, such as a connection that one task
+    // owns. The tracker above it also counts the requests in the queue.
     let buffer = ServiceBuilder::new()
         .layer(PendingRequestsLayer::default())
         .layer(BufferLayer::new(16))

@@ -1,4 +1,6 @@
 //! The smallest balancer: one stream of requests over two services, with tower's `call_all`.
+//!
+//! Run: `cargo run --example spread`
 
 use std::{collections::BTreeMap, convert::Infallible};
 
@@ -15,7 +17,7 @@ async fn main() -> Result<(), tower::BoxError> {
         .service(|endpoint: &Endpoint<&'static str>| {
             let name = *endpoint.address();
             service_fn(move |n: u32| async move {
-                // Each works for a while, so that what is in flight tells them apart.
+                // Each request takes a moment, so in-flight counts differ.
                 tokio::task::yield_now().await;
                 Ok::<_, Infallible>((name, n * n))
             })

@@ -1,7 +1,9 @@
-//! Keeps 10 000 sessions each on one of three real HTTP servers while one of those leaves and returns.
+//! Keeps each of 10 000 sessions on one of three HTTP servers while one server leaves and returns.
 //!
-//! Four handles of one balancer send from two threads; the session is a header, hashed onto a ring. When a server
-//! leaves, only its own sessions move, and all of them come home.
+//! Four handles of one balancer send from two threads. The session is a header, hashed onto a ring.
+//! When a server leaves, only its own sessions move. When it returns, all of them come back.
+//!
+//! Run: `cargo run --example sticky_sessions`
 
 mod support;
 
@@ -9,7 +11,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Request, Response, Uri,
+    Request, Response,
     body::{Bytes, Incoming},
 };
 use hyper_util::{
@@ -18,8 +20,11 @@ use hyper_util::{
 };
 use support::Server;
 use tokio::{sync::watch, task::JoinSet};
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_lb::{BalanceLayer, Endpoint, RingHash, WatchLayer, hash};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
+use tower_lb::{
+    BalanceLayer, Endpoint, RingHash, WatchLayer,
+    http::{AuthorityLayer, key::Header},
+};
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<(), BoxError> {
@@ -30,16 +35,13 @@ async fn main() -> Result<(), BoxError> {
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
     let (discovery, rx) = watch::channel(addresses.clone());
 
-    let by_session = hash::borrowed(|request: &HttpRequest| {
-        request
-            .headers()
-            .get("session")
-            .map(|value| value.as_bytes())
-    });
+    let pooled: Client<HttpConnector, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
     let client = ServiceBuilder::new()
-        .layer(BalanceLayer::new(RingHash::by_key(by_session)))
+        .layer(BalanceLayer::new(RingHash::by_key(Header::new("session"))))
+        .layer(AuthorityLayer::new())
         .layer(WatchLayer::new(rx))
-        .service(http_client);
+        .service(move |_: &Endpoint| pooled.clone());
 
     println!("{SESSIONS} sessions over {HANDLES} handles on 2 threads\n");
     println!("            A      B      C    moved since the first phase");
@@ -47,14 +49,14 @@ async fn main() -> Result<(), BoxError> {
     print("all three", &at_first, &at_first);
 
     discovery.send_replace(vec![addresses[0], addresses[2]]);
-    while client.endpoints().len() > 2 {
+    while client.members().len() > 2 {
         tokio::task::yield_now().await;
     }
     let without = serve(&client).await?;
     print("without B", &without, &at_first);
 
     discovery.send_replace(addresses);
-    while client.endpoints().len() < 3 {
+    while client.members().len() < 3 {
         tokio::task::yield_now().await;
     }
     let again = serve(&client).await?;
@@ -73,7 +75,7 @@ const HANDLES: usize = 4;
 
 type HttpRequest = Request<Empty<Bytes>>;
 
-/// Sends two requests of every session, by different handles; returns the server that answered both.
+/// Sends two requests of every session by different handles. Returns the server that answered both.
 async fn serve<S>(client: &S) -> Result<Vec<String>, BoxError>
 where
     S: Service<HttpRequest, Response = Response<Incoming>, Error = BoxError, Future: Send>
@@ -110,7 +112,7 @@ where
     Ok(servers)
 }
 
-/// Prints how many sessions each server has, and how many of whose have moved.
+/// Prints how many sessions each server has, and how many sessions of each server have moved.
 fn print(phase: &str, now: &[String], at_first: &[String]) {
     let count = |name| now.iter().filter(|server| *server == name).count();
     let moved = |name| {
@@ -122,24 +124,4 @@ fn print(phase: &str, now: &[String], at_first: &[String]) {
     println!(
         "{phase}  {a:>5}  {b:>5}  {c:>5}    {from_a} from A, {from_b} from B, {from_c} from C"
     );
-}
-
-/// Makes the client of one endpoint: hyper's, which keeps a pool of connections to it.
-fn http_client(
-    endpoint: &Endpoint,
-) -> impl Service<HttpRequest, Response = Response<Incoming>, Error = BoxError, Future: Send>
-+ Clone
-+ Send
-+ Sync
-+ use<> {
-    let address = *endpoint.address();
-    let client: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
-    service_fn(move |mut request: HttpRequest| {
-        let client = client.clone();
-        async move {
-            *request.uri_mut() =
-                Uri::try_from(format!("http://{address}{}", request.uri().path()))?;
-            Ok(client.request(request).await?)
-        }
-    })
 }

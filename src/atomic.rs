@@ -1,4 +1,4 @@
-//! The atomics of the lock-free parts, in one place: under `cfg(tower_lb_loom)` they are loom's.
+//! The atomics of the lock-free code. Under `cfg(tower_lb_loom)` they are loom's.
 
 #[cfg(all(test, tower_lb_loom))]
 pub(crate) use loom::sync::{
@@ -20,7 +20,7 @@ pub(crate) use std::sync::{
 #[cfg(not(all(test, tower_lb_loom)))]
 pub(crate) use arc_swap::{ArcSwap, Guard};
 
-/// What stands for arc-swap's own under loom: another thread may run before and after each operation.
+/// Replaces arc-swap under loom: another thread may run before and after each operation.
 #[cfg(all(test, tower_lb_loom))]
 pub(crate) use self::swap::{ArcSwap, Guard};
 

@@ -1,15 +1,15 @@
-//! What a balancer answers when no endpoint can.
+//! Errors of a balancer, and of layers that reject requests locally.
 //!
-//! All of these reach the caller as [`BoxError`] from the response future, never from
-//! `poll_ready`: they are passing conditions. Find them again by `downcast_ref`.
+//! All of them reach the caller as [`BoxError`] from the response future, never from `poll_ready`,
+//! because they are passing conditions. Recognize them by `downcast_ref`.
 
 use std::{error::Error, fmt, sync::Arc};
 
 use tower::BoxError;
 
-/// Says that discovery knows of no endpoint that takes requests.
+/// Reports that discovery knows no endpoint that takes requests.
 ///
-/// Its `source` is the discovery error that came last, where one came with no success after it.
+/// Its `source` is the last discovery error, unless discovery has succeeded since.
 ///
 /// ```
 /// # fn answer(error: tower::BoxError) -> u16 {
@@ -22,18 +22,19 @@ pub struct NoEndpoints {
     source: Option<Arc<BoxError>>,
 }
 
-/// Says that endpoints are known but too few are available: the others are ejected or unhealthy.
+/// Reports that endpoints are known but too few are available.
 ///
-/// Answered only by a balancer that [fails closed](crate::BalanceLayer::fail_closed).
+/// The others are ejected or unhealthy. Only a balancer that
+/// [fails closed](crate::BalanceLayer::fail_closed) answers with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Unavailable {
     available: usize,
     endpoints: usize,
 }
 
-/// Says that no endpoint became ready: the `poll_ready` of each one failed.
+/// Reports that no endpoint became ready: the `poll_ready` of each one failed.
 ///
-/// Its `source` is the error of the one that was tried last.
+/// Its `source` is the error of the endpoint that was tried last.
 #[derive(Debug)]
 pub struct NotReady {
     endpoint: String,
@@ -41,24 +42,24 @@ pub struct NotReady {
     source: BoxError,
 }
 
-/// Says that the policy found none of the available endpoints suitable.
+/// Reports that the policy found none of the available endpoints suitable.
 #[derive(Clone, Copy, Debug)]
 pub struct NotChosen;
 
-/// Says that a request has no key, where the policy chooses by one.
+/// Reports that a request has no key, although the policy chooses by one.
 ///
-/// Answered only by a hash policy that [rejects](crate::hash::OnMissing::Reject) such requests.
+/// Only a hash policy that [rejects](crate::hash::OnMissing::Reject) such requests answers with it.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingKey;
 
-/// Says that no endpoint is available but those that the request was sent to before.
+/// Reports that the request was already sent to every available endpoint.
 ///
-/// Answered where a call is to go [elsewhere or nowhere](crate::balance::Tried::strict).
+/// Answers a call that must go [elsewhere or nowhere](crate::Tried::strict).
 #[derive(Clone, Copy, Debug)]
 pub struct AllTried;
 
 impl NoEndpoints {
-    /// Says that no endpoint takes requests: a discovery source yields this for a known-empty set.
+    /// Creates the error that a discovery source yields for a set known to be empty.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -85,7 +86,7 @@ impl Unavailable {
         self.available
     }
 
-    /// Returns how many endpoints there are, draining ones apart.
+    /// Returns how many endpoints there are, not counting draining ones.
     #[must_use]
     pub const fn endpoints(&self) -> usize {
         self.endpoints
@@ -181,3 +182,69 @@ impl Error for Unavailable {}
 impl Error for NotChosen {}
 impl Error for MissingKey {}
 impl Error for AllTried {}
+
+/// Reports that as many requests are in flight as a limit allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitReached {
+    max: usize,
+    name: Option<Arc<str>>,
+}
+
+impl LimitReached {
+    pub(crate) const fn new(max: usize, name: Option<Arc<str>>) -> Self {
+        Self { max, name }
+    }
+
+    /// Returns how many requests the limit allows at once.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Returns the name of the limit, if it has one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
+impl fmt::Display for LimitReached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}: ")?;
+        }
+        write!(f, "the limit of {} requests in flight is reached", self.max)
+    }
+}
+
+impl Error for LimitReached {}
+
+/// Reports that a request was rejected locally because the backends rejected most recent ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Throttled {
+    probability: f64,
+}
+
+impl Throttled {
+    pub(crate) const fn new(probability: f64) -> Self {
+        Self { probability }
+    }
+
+    /// Returns the probability of rejection at the time of the request.
+    #[must_use]
+    pub const fn probability(self) -> f64 {
+        self.probability
+    }
+}
+
+impl fmt::Display for Throttled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.probability * 100.0;
+        write!(
+            f,
+            "rejected locally, as {percent:.0} % of requests: the backends reject most"
+        )
+    }
+}
+
+impl Error for Throttled {}

@@ -1,11 +1,12 @@
-//! Every interleaving of a few threads, for tests of what is lock-free; `.ci/run` says how to run them.
+//! Runs tests of lock-free code with every interleaving of a few threads. `.ci/run` shows how.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Runs every interleaving; one alone would mean that nothing was tried.
+/// Runs every interleaving of `check`. Panics if there is only one, because the test then tests
+/// nothing.
 pub(crate) fn model(check: impl Fn() + Sync + Send + 'static) {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = runs.clone();

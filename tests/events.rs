@@ -1,4 +1,5 @@
-//! What a balancer logs. Alone in its process, for `tracing` caches who listens to what.
+//! Events that a balancer logs. These tests need their own process, because `tracing` caches which
+//! subscriber is interested in which event.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -19,7 +20,7 @@ use tower_lb::{
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
 
-/// Waits until the driver has had every chance to act.
+/// Yields often enough for the driver to act.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -67,9 +68,9 @@ async fn changes_of_set_and_status_are_events() {
         .layer(WatchLayer::new(rx))
         .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
     settle().await;
-    balance.endpoints()[0].endpoint().mark_unhealthy();
+    balance.members()[0].endpoint().mark_unhealthy();
     settle().await;
-    balance.endpoints()[0].endpoint().mark_healthy();
+    balance.members()[0].endpoint().mark_healthy();
     settle().await;
     for weight in [0, 7, 8] {
         targets.send_replace(vec![(0, weight)]);
@@ -91,7 +92,7 @@ async fn changes_of_set_and_status_are_events() {
     assert_eq!(*lines.lock().unwrap(), expected);
 }
 
-/// Only the first error in a row, for a source may fail as often as it is asked.
+/// Logs only the first error in a row, because a source may fail every time it is polled.
 #[tokio::test(start_paused = true)]
 async fn a_discovery_error_is_an_event() {
     let (lines, _guard) = collect();

@@ -1,4 +1,4 @@
-//! What a balancer takes from the heap: nothing for a request, little for an endpoint.
+//! Heap allocations of a balancer: none per request, few per endpoint.
 
 use std::{
     convert::Infallible,
@@ -43,7 +43,7 @@ where
     let discover = each(layer).layer(fixed(targets).layer(|_: &Endpoint<usize>| Echo));
     let (balance, mut driver) = Balance::pair(discover, policy);
     let mut cx = Context::from_waker(Waker::noop());
-    while balance.endpoints().len() < n {
+    while balance.members().len() < n {
         let _ = Pin::new(&mut driver).poll(&mut cx);
     }
     (balance, driver)
@@ -56,13 +56,13 @@ fn request<S: Service<u64, Error: std::fmt::Debug>>(service: &mut S) {
     assert!(future.poll(cx).is_ready());
 }
 
-/// The first requests of a handle, of which one may make it the count for its clones.
+/// Sends the first requests of a handle. One of them may allocate the count for its clones.
 fn warm_up<S: Service<u64, Error: std::fmt::Debug>>(service: &mut S) {
     let first = measure(|| (0..32).for_each(|_| request(service)));
     assert!(first.count_total <= 1, "{}", first.count_total);
 }
 
-/// The same, of a handle that is cloned for each.
+/// Does the same with a handle that is cloned for each request.
 fn warm_up_clones<S: Service<u64, Error: std::fmt::Debug> + Clone>(service: &S) {
     let first = measure(|| (0..32).for_each(|_| request(&mut service.clone())));
     assert!(first.count_total <= 1, "{}", first.count_total);
@@ -75,7 +75,7 @@ fn a_request_allocates_nothing() {
         S: Service<u64, Error: Into<tower::BoxError>> + Clone + Send + Sync + 'static,
         P: Policy<usize, S, u64> + Clone + std::fmt::Debug,
     {
-        // Equal weights, and unequal ones.
+        // Ten equal weights, nine unequal ones, and a single endpoint.
         for n in [10, 9, 1] {
             let (mut balance, _driver) = balance(n, layer.clone(), policy.clone());
             warm_up(&mut balance);
@@ -100,7 +100,7 @@ fn a_request_allocates_nothing() {
         PendingRequestsLayer::default(),
         WeightedRoundRobin::default(),
     );
-    // The request is its key, and well spread.
+    // The request is its own key.
     let key = || hash::owned(|request: &u64| Some(request.to_le_bytes()));
     check(PendingRequestsLayer::default(), RingHash::by_key(key()));
     check(PendingRequestsLayer::default(), Maglev::by_key(key()));
@@ -124,7 +124,7 @@ fn a_request_that_is_watched_allocates_nothing() {
     let discover = outliers.layer(each(PendingRequestsLayer::default()).layer(services));
     let (mut balance, mut driver) = Balance::<_, _, u64, _>::pair(discover, P2c::default());
     let mut cx = Context::from_waker(Waker::noop());
-    while balance.endpoints().len() < 10 {
+    while balance.members().len() < 10 {
         let _ = Pin::new(&mut driver).poll(&mut cx);
     }
     request(&mut balance);
@@ -135,7 +135,7 @@ fn a_request_that_is_watched_allocates_nothing() {
 #[test]
 fn a_request_that_needs_no_second_try_allocates_nothing() {
     let (balance, _driver) = balance(10, PendingRequestsLayer::default(), P2c::default());
-    let mut failover = FailoverLayer::new(retry::Idempotent::all()).layer(balance.clone());
+    let mut failover = FailoverLayer::new(Idempotent::all()).layer(balance.clone());
     warm_up(&mut failover);
     let kept = measure(|| (0..1000).for_each(|_| request(&mut failover)));
     assert_eq!(kept.count_total, 0);

@@ -20,7 +20,7 @@ use tower_lb::{
     health::{Outlier, OutlierLayer},
 };
 
-/// Answers at once: what is left is the balancer's own cost.
+/// Answers at once, so that only the balancer's own cost remains.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Echo;
 
@@ -38,7 +38,7 @@ impl Service<u64> for Echo {
     }
 }
 
-/// A balancer over `n` endpoints whose services are wrapped by a layer.
+/// Builds a balancer over `n` endpoints whose services are wrapped by `layer`.
 pub(crate) fn balance<P, L>(n: usize, layer: L, policy: P) -> Balance<P, L::Service, u64, usize>
 where
     L: Layer<Echo, Service: Clone + Send + Sync + 'static> + Clone,
@@ -48,7 +48,7 @@ where
     driven(n, discover, policy)
 }
 
-/// A balancer over `n` endpoints, its driver polled until all are members.
+/// Builds a balancer over `n` endpoints and polls its driver until all are members.
 pub(crate) fn driven<D, P, S>(n: usize, discover: D, policy: P) -> Balance<P, S, u64, usize>
 where
     D: Discover<Key = Endpoint<usize>, Service = S, Error: Into<tower::BoxError>>,
@@ -57,15 +57,15 @@ where
 {
     let (balance, mut driver) = Balance::pair(discover, policy);
     let mut cx = Context::from_waker(Waker::noop());
-    while balance.endpoints().len() < n {
+    while balance.members().len() < n {
         let _ = Pin::new(&mut driver).poll(&mut cx);
     }
-    // Outlier detection lives as long as its driver; the set would be there without.
+    // Outlier detection stops when its driver is dropped. The members would remain.
     std::mem::forget(driver);
     balance
 }
 
-/// A balancer over `n` endpoints whose outcomes are watched; needs a runtime with timers.
+/// Builds a balancer over `n` endpoints with outlier detection. Needs a runtime with timers.
 pub(crate) fn watched(
     n: usize,
     outliers: OutlierLayer,
@@ -75,7 +75,7 @@ pub(crate) fn watched(
     driven(n, outliers.layer(discover), P2c::seeded(1))
 }
 
-/// One request, from `poll_ready` to the answer, without a runtime.
+/// Runs one request, from `poll_ready` to the answer, without a runtime.
 #[inline]
 pub(crate) fn request<S>(service: &mut S) -> u64
 where
@@ -90,9 +90,10 @@ where
     }
 }
 
-/// What requests to two services cost, measured in turns, so that both meet the same moods of a shared machine.
+/// The cost of requests to two services, measured in turns so that both meet the same speed of a
+/// shared machine.
 pub(crate) struct InTurns {
-    /// Medians of many turns, in ns a request.
+    /// Median of many turns, in ns per request.
     pub(crate) less: f64,
     pub(crate) more: f64,
     pub(crate) difference: f64,
@@ -135,7 +136,7 @@ pub(crate) fn in_turns(
     }
 }
 
-/// By how many ns a request to `more` takes longer than one to `less`.
+/// Returns by how many ns a request to `more` takes longer than one to `less`.
 pub(crate) fn difference(
     less: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,
     more: &mut impl Service<u64, Response = u64, Error: std::fmt::Debug>,

@@ -1,10 +1,13 @@
-//! What the HTTP examples share: a server that can be killed, a client that outlives it, and a row of a table.
+//! What the HTTP examples share: a server that can be killed, a client that goes on without it, and
+//! a row of a table.
 
 #![allow(dead_code)] // no example uses all of it
 
+pub(crate) mod deploy;
+pub(crate) mod phases;
+
 use std::{convert::Infallible, fmt, future::ready, io, net::SocketAddr, time::Duration};
 
-use hdrhistogram::Histogram;
 use http_body_util::Full;
 use hyper::{Response, body::Bytes, service::service_fn};
 use hyper_util::{
@@ -20,7 +23,7 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt};
 use tower_lb::Member;
 
-/// An HTTP server on loopback, 1.1 and 2, that answers every request with its name after a while.
+/// An HTTP/1.1 and HTTP/2 server on loopback that answers with its name after a while.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     task: JoinHandle<()>,
@@ -31,7 +34,7 @@ impl Server {
         Self::start_over(name, takes, |stream| ready(Ok(stream))).await
     }
 
-    /// Starts one that speaks HTTP over what `accept` makes of a connection.
+    /// Starts a server that speaks HTTP over the stream that `accept` makes of a connection.
     pub(crate) async fn start_over<F, Io>(
         name: &'static str,
         takes: Duration,
@@ -50,7 +53,7 @@ impl Server {
             ))))
         });
         let task = tokio::spawn(async move {
-            // Dropped with the task, and all connections with it.
+            // Dropped with the task, which closes all connections.
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let accepted = accept(stream);
@@ -79,10 +82,11 @@ pub(crate) async fn three_servers() -> io::Result<[Server; 3]> {
     Ok([start("A").await?, start("B").await?, start("C").await?])
 }
 
-/// Sends 1 000 requests one after the other, of which the 300th finds a server dead, and prints what became of them; fails unless
-/// that server is left within a second, and no request fails after that.
+/// Sends 1 000 requests one after the other, kills a server before the 300th, and prints how they
+/// ended. Fails unless requests stop going to that server within a second and none fails after
+/// that.
 ///
-/// `takes_requests` says whether the balancer sends requests to an address still.
+/// `takes_requests` returns whether the balancer still sends requests to an address.
 pub(crate) async fn outlive<S, Req>(
     what: &str,
     client: S,
@@ -135,7 +139,7 @@ pub(crate) fn takes_requests<S>(members: &[Member<SocketAddr, S>], address: &Soc
     taking.any(|member| member.endpoint().address() == address)
 }
 
-/// An error and what it came from.
+/// Displays an error and its sources.
 pub(crate) struct Causes<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
 
 impl fmt::Display for Causes<'_> {
@@ -151,38 +155,35 @@ impl fmt::Display for Causes<'_> {
 }
 
 /// One row of a table: requests, errors, p50 and p99.
+#[derive(Default)]
 pub(crate) struct Row {
-    latencies: Histogram<u64>,
+    latencies: Vec<Duration>,
     errors: usize,
 }
 
 impl Row {
     pub(crate) fn record(&mut self, took: Duration, ok: bool) {
-        self.latencies.saturating_record(took.as_micros() as u64);
+        self.latencies.push(took);
         self.errors += usize::from(!ok);
     }
-}
 
-impl Default for Row {
-    fn default() -> Self {
-        let latencies =
-            Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order");
-        Self {
-            latencies,
-            errors: 0,
-        }
+    /// Returns the latency that this share of the requests does not exceed.
+    fn quantile(&self, share: f64) -> Duration {
+        let mut sorted = self.latencies.clone();
+        sorted.sort();
+        let last = sorted.len().saturating_sub(1);
+        let at = (last as f64 * share).ceil() as usize;
+        sorted.get(at).copied().unwrap_or_default()
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = |quantile| self.latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let [p50, p99] = [0.5, 0.99].map(|share| self.quantile(share).as_secs_f64() * 1e3);
         let (requests, errors) = (self.latencies.len(), self.errors);
         write!(
             f,
-            "{requests:>8}  {errors:>6}  {:>3.0} ms  {:>3.0} ms",
-            millis(0.5),
-            millis(0.99)
+            "{requests:>8}  {errors:>6}  {p50:>3.0} ms  {p99:>3.0} ms"
         )
     }
 }

@@ -7,27 +7,19 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-use super::{
-    hold::Part,
-    select::{Selected, Selection},
-    shared::Shared,
-};
-use crate::{
-    endpoint::Address,
-    error::NotChosen,
-    policy::{Policy, Rng},
-};
+use super::{reserved::Selected, selection::Selection, shared::Shared, split_arc::Part};
+use crate::{endpoint::Address, error::NotChosen, policy::Policy, random::Rng};
 
 pin_project! {
     /// The response future of a [`Balance`](crate::Balance).
     ///
-    /// It does not carry the endpoint that it was sent to, which every request would pay for: who asks, asks
-    /// [`CallExcluding::called`](super::CallExcluding::called).
+    /// It does not carry the endpoint that it was sent to: every request would pay for that. Ask
+    /// [`CallExcluding::called`](crate::CallExcluding::called) for the endpoint.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at any time, it gives back what was reserved and counted for its request.
-    pub struct ResponseFuture<P, S, Req, A>
+    /// Dropped at any time, it gives back everything that was reserved and counted for its request.
+    pub struct ResponseFuture<P, S, Req, A = std::net::SocketAddr>
     where
         P: Policy<A, S, Req>,
         S: Service<Req>,
@@ -44,20 +36,20 @@ pin_project! {
         P: Policy<A, S, Req>,
         S: Service<Req>,
     {
-        /// A member is chosen now that the request is known, and driven to ready.
+        /// Chooses a member, now that the request is known, and drives it to ready.
         Selecting {
             request: Option<Req>,
             selection: Selection<S, Req, A>,
             shared: Part<Shared<A, S, P, P::Table>>,
             seed: u64,
         },
-        /// The reserved member.
+        /// Waits for the member that `poll_ready` reserved.
         Called {
             #[pin]
             future: S::Future,
         },
-        /// The member that was chosen in `Selecting`.
-        // With one variant for both, every request would carry the id: 5 instructions more.
+        /// Waits for the member that `Selecting` chose.
+        // One variant for both would make every request carry the id: 5 instructions more.
         Chosen {
             #[pin]
             future: S::Future,
@@ -96,7 +88,7 @@ where
         }
     }
 
-    /// Returns the id of the member that was called: where it was the reserved one, that is `reserved`.
+    /// Returns the id of the called member, which is `reserved` if the reserved one was called.
     pub(super) const fn member(&self, reserved: Option<u64>) -> Option<u64> {
         match self.state {
             State::Called { .. } => reserved,
@@ -146,8 +138,8 @@ where
     S: Service<Req, Error: Into<BoxError>> + Clone,
     A: Address,
 {
-    /// Chooses a member and drives it to ready; then it is called.
-    // Not inlined: a request that was reserved for in `poll_ready` does not come here.
+    /// Chooses a member, drives it to ready and calls it.
+    // Not inlined: a request whose member was reserved in `poll_ready` does not come here.
     #[inline(never)]
     fn poll_select(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self, BoxError>> {
         let error = match self.project() {
@@ -165,7 +157,7 @@ where
                 match (ready!(selected), request.take()) {
                     (Selected::Reserved(mut reserved), Some(request)) => {
                         let future = reserved.service.call(request);
-                        let member = reserved.id;
+                        let member = reserved.wish.id();
                         return Poll::Ready(Ok(Self::Chosen { future, member }));
                     }
                     (Selected::Failed { error, .. }, _) => Some(error),

@@ -1,7 +1,7 @@
-//! Every interleaving of handles and driver; `.ci/run` says how to run them.
+//! Checks every interleaving of handles and driver. `.ci/run` shows how to run these tests.
 //!
-//! Another thread may come between any two operations on the snapshot, its version and the driver's waker; reference
-//! counts and tokio's notification are whole steps here.
+//! Another thread may come between any two operations on the snapshot, its version and the driver's
+//! waker. Operations on reference counts and tokio's notification are single steps here.
 
 use std::{
     convert::Infallible,
@@ -15,13 +15,13 @@ use tower::{Layer, Service};
 
 use super::{
     Balance,
-    shared::{Config, InPanic, Shared, Snapshot, Standing, WhenEmpty},
+    shared::{Availability, Config, InPanic, Shared, Snapshot, WhenEmpty},
 };
 use crate::{
     discover::fixed, endpoint::Endpoint, error::NoEndpoints, interleavings::model, policy::Random,
 };
 
-/// Says by its count of references whether it is alive.
+/// A service whose reference count tells whether it is alive.
 #[derive(Clone)]
 struct Echo(#[allow(dead_code)] Arc<()>);
 
@@ -48,11 +48,11 @@ fn loom_the_driver_ends_with_the_last_handle() {
         let (balance, driver) = Balance::<_, _, (), _>::pair(discover, Random::seeded(1));
         let mut other = balance.clone();
         let using = thread::spawn(move || {
-            // Ready or not yet, and perhaps with a service reserved, which goes with the handle.
+            // Ready or not. If a service is reserved, it is dropped with the handle.
             let _ = other.poll_ready(&mut Context::from_waker(Waker::noop()));
         });
         let idle = thread::spawn(move || drop(balance));
-        // A driver that nobody wakes is a deadlock, which loom finds.
+        // If nothing woke the driver, this would be a deadlock, which loom reports.
         block_on(driver);
         using.join().unwrap();
         idle.join().unwrap();
@@ -77,7 +77,7 @@ fn loom_who_sees_a_version_finds_its_snapshot() {
                     version,
                     members: Box::default(),
                     table: (),
-                    standing: Standing::Empty(NoEndpoints::new()),
+                    availability: Availability::Empty(NoEndpoints::new()),
                 });
             }
         });
@@ -88,7 +88,7 @@ fn loom_who_sees_a_version_finds_its_snapshot() {
             }
         }
         thread.join().unwrap();
-        // What was reserved from one before does not hold any more.
+        // Reservations from earlier snapshots are no longer current.
         assert!(shared.is_current(2) && !shared.is_current(0) && !shared.is_current(1));
     });
 }

@@ -1,47 +1,60 @@
-//! Where all meet: discovery, loads and a policy become one service.
+//! The balancer: joins discovery, loads and a policy into one service.
 //!
-//! [`BalanceLayer`] turns a stream of discovered services into a [`Balance`], an ordinary tower service whose
-//! handles clone in O(1) and share everything but their random streams. A [`Driver`] task takes discovery and
-//! status changes in and puts immutable snapshots out; a pick reads the newest of them without a lock.
+//! [`BalanceLayer`] turns a stream of discovered services into a [`Balance`], an ordinary tower
+//! service. Its handles clone in O(1) and share everything but their random streams and
+//! reservations. A [`Driver`] task takes in discovery and status changes, and publishes immutable
+//! snapshots. A pick reads the newest snapshot without a lock.
 //!
 //! # What `poll_ready` means
 //!
-//! With a policy that needs no request, `poll_ready` chooses a member, clones its service and drives that clone
-//! to ready: ready means that the request goes out now, so `LoadShed` and `ConcurrencyLimit` above a balancer
-//! work. Only the chosen member is reserved on. One that is not ready is passed over for one that
-//! is; if none is, every polled one may wake the caller, and so does a change of the set. With a policy that needs the request (hashing), `poll_ready`
-//! is ready at once, `call` chooses, and the response future drives the member to ready.
+//! With a policy that needs no request, `poll_ready` chooses a member, clones its service and
+//! drives that clone to ready. Ready means that the request goes out at once, so `LoadShed` and
+//! `ConcurrencyLimit` work above a balancer. Capacity is reserved only on the chosen member. If
+//! that member is not ready, another one that is ready takes its place. If none is ready, every
+//! polled member may wake the caller, and so may a new snapshot.
 //!
-//! # What is answered when nothing is there
+//! With a policy that needs the request (hashing), `poll_ready` is ready at once while there is
+//! something to choose from. The response future then chooses the member and drives it to ready.
+//!
+//! A member that leaves the set while a request waits for it, or has it reserved, is let go of: the
+//! policy is asked for another one, and the caller sees no error.
+//!
+//! # What callers get when no endpoint can be called
 //!
 //! | state | `poll_ready` | `call` |
 //! |---|---|---|
 //! | discovery has not reported yet | waits | waits |
-//! | no endpoint takes requests | ready; waits with [`wait_for_endpoints`](BalanceLayer::wait_for_endpoints) | [`NoEndpoints`](crate::NoEndpoints) |
-//! | a panic: all are ejected or unhealthy, or more than [`panic_threshold`](BalanceLayer::panic_threshold) allows | tries all of them (fails open) | as ever |
+//! | the set is empty, or all of it is draining | ready; waits with [`wait_for_endpoints`](BalanceLayer::wait_for_endpoints) | [`NoEndpoints`](crate::NoEndpoints); waits as well |
+//! | a panic: all are ejected or unhealthy, or more than [`panic_threshold`](BalanceLayer::panic_threshold) allows | chooses among all that are not draining (fails open) | goes to the chosen one |
 //! | the same, with [`fail_closed`](BalanceLayer::fail_closed) | ready | [`Unavailable`](crate::Unavailable) |
 //! | every member's `poll_ready` failed | ready | [`NotReady`](crate::NotReady) |
-//! | some failed, the others are not ready | waits for those; tries the failed again whenever it is polled | |
+//! | some failed, the others are not ready | waits for the others; tries the failed ones again whenever it is polled | |
 //!
 //! `poll_ready` itself never fails.
 
 mod driver;
 mod future;
-mod hold;
 mod layer;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
-mod reported;
-mod select;
+mod members;
+mod publish;
+mod reported_weights;
+mod reserved;
+mod selection;
 mod service;
 mod shared;
-mod tried;
-mod warmth;
+mod slow_start;
+mod split_arc;
+mod wait;
+mod warm_up;
+mod watcher;
 
 pub use self::{
     driver::Driver,
     future::ResponseFuture,
     layer::{BalanceAndDriver, BalanceLayer},
     service::Balance,
-    tried::{CallExcluding, Tried},
+    slow_start::SlowStart,
+    watcher::{MemberView, Watcher},
 };

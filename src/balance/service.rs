@@ -5,35 +5,40 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tower::{BoxError, Service, discover::Discover};
+use tower::{BoxError, Service, load::Load};
 
 use super::{
     future::ResponseFuture,
-    hold::Hold,
-    layer::{BalanceAndDriver, BalanceLayer},
-    select::{self, Reserved, Selected, Selection},
+    reserved::{Reserved, Selected},
+    selection::{Selection, first_choice},
     shared::Shared,
-    tried::{CallExcluding, Tried},
+    split_arc::SplitArc,
+    watcher::{self, Watcher},
 };
 use crate::{
     endpoint::{Address, Endpoint},
-    policy::{Member, Policy, Rng},
+    member::Member,
+    metric::{Cost, InFlight},
+    policy::Policy,
+    random::Rng,
+    tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
 /// Spreads requests over a changing set of endpoints.
 ///
-/// A handle: clones share members, loads and policy, and are made in O(1) whatever the number of members. When
-/// the last one goes, driver, discovery and every service go. A clone for each request is fine: some 30 ns, and no allocation
-/// but one for a handle that is cloned often, or whose policy needs the request: its clones are then counted apart from those of others.
+/// This is a handle: clones share members, loads and policy. A clone costs O(1), whatever the
+/// number of members: some 30 ns, which is fine for each request. A handle that is cloned often, or
+/// whose policy needs the request, allocates once: its clones then get a reference count of their
+/// own. When the last handle is dropped, so are the driver, discovery and every service.
 ///
-/// A handle that has made its call, or has not been polled yet, keeps nothing alive but the balancer itself. One
-/// whose `poll_ready` answered ready keeps the service that it has reserved, until the call; one that was
-/// told to wait keeps its places in the queues of the members that were not ready, and may be given
-/// their capacity. Poll such a handle again, or drop it.
+/// A handle that has made its call, or has not been polled yet, keeps nothing alive but the
+/// balancer itself. A handle whose `poll_ready` was ready keeps the service that it has reserved
+/// until the call. A handle that was told to wait keeps its places in the queues of the members
+/// that were not ready, and may be given their capacity. Poll such a handle again, or drop it.
 ///
-/// Cost of a request: that of the policy's pick and one clone of the member's service; no allocation, no
-/// lock. So a service should be cheap to clone: one pointer, not the several of hyper-util's client, whose requests need no more than
-/// `&self`; a `service_fn` over an `Arc` of it will do.
+/// Cost of a request: the policy's pick and one clone of the member's service. No allocation, no
+/// lock. So a service should be cheap to clone: one pointer, not several as in hyper-util's client.
+/// That client's requests need only `&self`, so a `service_fn` over an `Arc` of it will do.
 ///
 /// # Cancel safety
 ///
@@ -42,44 +47,15 @@ pub struct Balance<P, S, Req, A = SocketAddr>
 where
     P: Policy<A, S, Req>,
 {
-    shared: Hold<Shared<A, S, P, P::Table>>,
-    /// `call` goes here, if the member is still there then.
+    shared: SplitArc<Shared<A, S, P, P::Table>>,
+    /// `call` uses this service if its member is still a candidate then.
     reserved: Option<Reserved<S>>,
-    /// `call` answers this, if no other snapshot than this version is published before.
+    /// `call` returns this error, unless a snapshot newer than this version has been published.
     failed: Option<(BoxError, u64)>,
     selection: Selection<S, Req, A>,
     rng: Rng,
-    /// With the number of a clone, its seed: no two have the same.
+    /// Seeds the clones' random streams, together with their numbers: no two are the same.
     seed: u64,
-}
-
-impl<P, S, Req, A> Balance<P, S, Req, A>
-where
-    P: Policy<A, S, Req>,
-    S: Clone + Send + Sync + 'static,
-    A: Address,
-{
-    /// Balances over what `discover` yields, on a driver task of the current runtime.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with timers; [`pair`](Self::pair) hands you the driver instead.
-    #[track_caller]
-    pub fn new<D>(discover: D, policy: P) -> Self
-    where
-        D: Discover<Key = Endpoint<A>, Service = S, Error: Into<BoxError>> + Send + 'static,
-        Req: 'static,
-    {
-        BalanceLayer::new(policy).into_spawned(discover)
-    }
-
-    /// Balances over what `discover` yields while the returned driver is polled, within a tokio runtime.
-    pub fn pair<D>(discover: D, policy: P) -> BalanceAndDriver<D, P, S, Req, A>
-    where
-        D: Discover<Key = Endpoint<A>, Service = S>,
-    {
-        BalanceLayer::new(policy).into_pair(discover)
-    }
 }
 
 impl<P, S, Req, A> Balance<P, S, Req, A>
@@ -88,11 +64,11 @@ where
     S: Clone,
 {
     pub(super) fn from_shared(shared: Arc<Shared<A, S, P, P::Table>>, rng: Rng) -> Self {
-        Self::from_hold(Hold::new(shared), rng)
+        Self::from_split(SplitArc::new(shared), rng)
     }
 
     #[inline]
-    fn from_hold(shared: Hold<Shared<A, S, P, P::Table>>, mut rng: Rng) -> Self {
+    fn from_split(shared: SplitArc<Shared<A, S, P, P::Table>>, mut rng: Rng) -> Self {
         Self {
             seed: rng.next(),
             rng,
@@ -103,9 +79,9 @@ where
         }
     }
 
-    /// Lists the members, as a dashboard wants them: endpoint, status, load.
+    /// Lists the members with endpoint, status and load, for example for a dashboard.
     ///
-    /// The list is a picture of this moment and keeps the services in it alive. Cost: **O(n)**.
+    /// The list shows this moment. It keeps the services in it alive. Cost: **O(n)**.
     ///
     /// ```
     /// # use tower::{Service, service_fn};
@@ -120,7 +96,7 @@ where
     ///     .layer(fixed([("a", 1), ("b", 3)]))
     ///     .service(factory);
     /// # tower::ServiceExt::ready(&mut client).await?.call(()).await?;
-    /// for member in client.endpoints() {
+    /// for member in client.members() {
     ///     println!(
     ///         "{} weight {} {:?} in flight {} load {}",
     ///         member.endpoint(),
@@ -130,19 +106,19 @@ where
     ///         member.service().load(),
     ///     );
     /// }
-    /// # assert_eq!(client.endpoints().len(), 2);
+    /// # assert_eq!(client.members().len(), 2);
     /// # Ok::<_, tower::BoxError>(()) })?;
     /// # Ok::<_, tower::BoxError>(())
     /// ```
     #[must_use]
-    pub fn endpoints(&self) -> Vec<Member<A, S>> {
+    pub fn members(&self) -> Vec<Member<A, S>> {
         self.shared.snapshot().members.to_vec()
     }
 
-    /// Looks at the members and at the table that the policy picks from them.
+    /// Gives `look` the members and the table that the policy picks with.
     ///
-    /// With a hash policy, that is where a key's endpoints are asked for. `look` should be quick, for the snapshot
-    /// stays alive meanwhile, and the services in it.
+    /// With a hash policy, the table answers which endpoints own a key. Keep `look` short, because
+    /// the snapshot and its services stay alive meanwhile.
     ///
     /// ```
     /// # use tower::{ServiceExt, service_fn};
@@ -170,6 +146,32 @@ where
     }
 }
 
+impl<P, S, Req, A> Balance<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+    S: Send + Sync + 'static,
+    A: Address,
+{
+    /// Returns a handle that lists the members and their loads.
+    ///
+    /// Take it before the balancer is boxed; it still works afterwards.
+    #[must_use]
+    pub fn watcher(&self) -> Watcher<A>
+    where
+        S: InFlight + Load<Metric: Cost>,
+    {
+        Watcher::new(self.shared.as_arc(), watcher::tracked)
+    }
+
+    /// Returns a handle that lists the members without loads.
+    ///
+    /// For a balancer whose endpoints have no tracker.
+    #[must_use]
+    pub fn watcher_without_loads(&self) -> Watcher<A> {
+        Watcher::new(self.shared.as_arc(), watcher::untracked)
+    }
+}
+
 impl<P, S, Req, A> Service<Req> for Balance<P, S, Req, A>
 where
     P: Policy<A, S, Req>,
@@ -182,17 +184,17 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // 1. A first choice, where none stands from an earlier call.
+        // 1. Make a first choice, unless an earlier call has left a choice or a wait.
         let fresh = self.reserved.is_none() && !self.selection.is_waiting();
         if fresh {
             let reserved = &mut self.reserved;
-            let needs_request = select::first_choice(&self.shared, &mut self.rng, None, reserved);
+            let needs_request = first_choice(&self.shared, &mut self.rng, None, reserved);
             if needs_request {
                 self.failed = None;
                 return Poll::Ready(Ok(()));
             }
         }
-        // 2. It stands while its member is there and ready.
+        // 2. Keep the choice while its member is a candidate and ready.
         if let Some(reserved) = &mut self.reserved {
             if fresh || reserved.holds(&self.shared) {
                 match reserved.service.poll_ready(cx) {
@@ -201,7 +203,8 @@ where
                 }
             }
         }
-        // 3. Otherwise, another one. Pending: the selection has registered the waker.
+        // 3. Otherwise search for another member. If pending, the selection has registered the
+        // waker.
         self.poll_selection(cx)
     }
 
@@ -224,13 +227,15 @@ where
     S: Service<Req, Error: Into<BoxError>> + Clone,
     A: Address,
 {
-    /// Sends the request to an endpoint that is not in `tried` while another is available.
+    /// Sends the request to an endpoint that is not in `tried`, if one is available.
     ///
-    /// The endpoint chosen is added to `tried` when it is called. With a hash policy it is the next distinct host in the
-    /// key's order. When all available endpoints have been tried, one of them gets the request again.
+    /// The chosen endpoint is added to `tried` when it is called. With a hash policy, it is the
+    /// next distinct endpoint in the key's order. When all available endpoints have been tried, one
+    /// of them gets the request again, unless `tried` is [strict](Tried::strict).
     ///
-    /// What was reserved by `poll_ready` is used if it suits, and otherwise the response future waits for a member
-    /// that is ready, not one in `tried` while another is available; so this may be called without `poll_ready`. Cost: **O(n)** for each endpoint in `tried`.
+    /// Uses the member that `poll_ready` reserved unless it is in `tried`. Otherwise the response
+    /// future waits for another one to become ready. So this may be called without `poll_ready`.
+    /// Cost: **O(n)** for each endpoint in `tried`.
     ///
     /// ```
     /// # use tower::{Service, service_fn};
@@ -244,7 +249,7 @@ where
     /// #     .layer(BalanceLayer::new(RoundRobin::default()))
     /// #     .layer(fixed(["a", "b"]))
     /// #     .service(factory);
-    /// let tried = balance::Tried::new();
+    /// let tried = Tried::new();
     /// let first = client.call_excluding((), &tried).await?;
     /// let second = client.call_excluding((), &tried).await?;
     /// assert_ne!(first, second);
@@ -260,7 +265,7 @@ where
         self.failed = None;
         let reserved = self.reserved.take();
         if let Some(mut reserved) = reserved.filter(|reserved| reserved.holds(&self.shared)) {
-            let endpoint = self.shared.endpoint(reserved.id);
+            let endpoint = self.shared.endpoint(reserved.wish.id());
             if let Some(endpoint) = endpoint.filter(|endpoint| !tried.list().contains(endpoint)) {
                 tried.insert(endpoint);
                 return ResponseFuture::called(reserved.service.call(request));
@@ -289,7 +294,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Has the response future choose, or say why there is nothing to choose from.
+    /// Returns the error that `poll_ready` found, or lets the response future choose a member.
     #[inline(never)]
     fn call_unreserved(&mut self, request: Req) -> ResponseFuture<P, S, Req, A> {
         self.reserved = None;
@@ -310,6 +315,8 @@ where
     }
 }
 
+impl<P, S, Req, A> SendsElsewhere for Balance<P, S, Req, A> where P: Policy<A, S, Req> {}
+
 impl<P, S, Req, A> CallExcluding<Req> for Balance<P, S, Req, A>
 where
     P: Policy<A, S, Req>,
@@ -317,12 +324,12 @@ where
     A: Address,
 {
     type Address = A;
-    /// The id of the member that was reserved.
+    /// The id of the reserved member.
     type Trace = Option<u64>;
 
     #[inline(always)]
     fn trace(&self) -> Option<u64> {
-        self.reserved.as_ref().map(|reserved| reserved.id)
+        self.reserved.as_ref().map(|reserved| reserved.wish.id())
     }
 
     fn called(&self, future: &Self::Future, reserved: &Option<u64>) -> Vec<Endpoint<A>> {
@@ -336,7 +343,7 @@ where
     }
 }
 
-/// The clone has a random stream of its own, and no reservation: readiness is one handle's.
+/// The clone has its own random stream and no reservation, because readiness belongs to one handle.
 impl<P, S, Req, A> Clone for Balance<P, S, Req, A>
 where
     P: Policy<A, S, Req>,
@@ -345,7 +352,7 @@ where
     #[inline]
     fn clone(&self) -> Self {
         let (shared, number) = self.shared.share();
-        Self::from_hold(shared, Rng::new(self.seed, number))
+        Self::from_split(shared, Rng::new(self.seed, number))
     }
 }
 
@@ -358,49 +365,5 @@ where
             .field("shared", &*self.shared)
             .field("selection", &self.selection)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(all(test, not(tower_lb_loom)))]
-mod tests {
-    use std::time::Duration;
-
-    use tower::{Layer, ServiceExt, service_fn};
-
-    use super::*;
-    use crate::{
-        discover::{each, fixed},
-        load::PeakEwmaLayer,
-        metric::READINGS,
-        policy::{LeastLoaded, P2c},
-    };
-
-    /// However long ago the thread sent the last one.
-    #[tokio::test(start_paused = true)]
-    async fn a_request_reads_the_clock_twice() {
-        async fn check<P>(policy: P)
-        where
-            P: Policy<usize, crate::load::PeakEwma<Echo>, ()>,
-        {
-            let factory = |_: &Endpoint<usize>| service_fn(echo as fn(()) -> _);
-            let discover = each(PeakEwmaLayer::default()).layer(fixed(0..10).layer(factory));
-            let mut balance = Balance::new(discover, policy);
-            balance.ready().await.unwrap().call(()).await.unwrap();
-            for pause in [0, 1, 1000, 100_000] {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                let before = READINGS.get();
-                for _ in 0..10 {
-                    balance.ready().await.unwrap().call(()).await.unwrap();
-                }
-                assert_eq!(READINGS.get() - before, 20, "after {pause} ms");
-            }
-        }
-        type Echo = tower::util::ServiceFn<fn(()) -> std::future::Ready<Result<(), BoxError>>>;
-        fn echo((): ()) -> std::future::Ready<Result<(), BoxError>> {
-            std::future::ready(Ok(()))
-        }
-        check(P2c::default()).await;
-        check(P2c::default().choices(3)).await;
-        check(LeastLoaded::default()).await;
     }
 }

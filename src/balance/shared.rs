@@ -4,39 +4,38 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
+use super::slow_start::SlowStart;
 use crate::{
     atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
     error::{NoEndpoints, Unavailable},
-    health::SlowStart,
-    policy::Member,
+    member::Member,
 };
 
-/// What all handles of a balancer share with its driver.
+/// The state that all handles of a balancer share with its driver.
 pub(super) struct Shared<A, S, P, T> {
-    current: CacheLine<Current<A, S, T>>,
+    /// Padded: requests read this, and every clone writes the reference counts, which must not be
+    /// on the same cache line.
+    current: CachePadded<Current<A, S, T>>,
     pub(super) policy: P,
     pub(super) config: Config,
     /// Wakes the handles that wait for another snapshot.
     pub(super) published: Arc<Notify>,
     /// Wakes the driver.
     pub(super) driver: Arc<Notify>,
-    /// Those who left last, for the names of those at whom requests have failed.
+    /// The members that left last, to name the endpoints of requests that fail after that.
     departed: Mutex<VecDeque<(u64, Endpoint<A>)>>,
 }
 
-/// What every request reads and only a publication writes.
+/// The part that every request reads and only a publication writes.
 struct Current<A, S, T> {
     snapshot: ArcSwap<Snapshot<A, S, T>>,
-    /// The newest snapshot's version, where a look at the snapshot itself would cost too much.
+    /// The newest snapshot's version, which is cheaper to read than the snapshot itself.
     version: AtomicU64,
 }
-
-/// Keeps what is read away from the reference counts, which every clone of a handle writes.
-#[repr(align(64))]
-struct CacheLine<T>(T);
 
 /// The immutable list of members that picks are made from.
 pub(super) struct Snapshot<A, S, T> {
@@ -44,12 +43,12 @@ pub(super) struct Snapshot<A, S, T> {
     /// In the order of their ids.
     pub(super) members: Box<[Member<A, S>]>,
     pub(super) table: T,
-    pub(super) standing: Standing,
+    pub(super) availability: Availability,
 }
 
 /// Whether there is anything to pick.
 #[derive(Clone, Debug)]
-pub(super) enum Standing {
+pub(super) enum Availability {
     /// Discovery has not reported yet.
     Unreported,
     Empty(NoEndpoints),
@@ -57,12 +56,12 @@ pub(super) enum Standing {
     Open,
 }
 
-/// What the builder of a balancer decides.
+/// The settings of a balancer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Config {
     pub(super) when_empty: WhenEmpty,
     pub(super) in_panic: InPanic,
-    /// A smaller share of available members is a panic; so is none at all.
+    /// A smaller share of available members is a panic. No available member is always one.
     pub(super) panic_threshold: f64,
     pub(super) slow_start: Option<SlowStart>,
 }
@@ -74,7 +73,7 @@ pub(super) enum WhenEmpty {
     Wait,
 }
 
-/// What is done when too few members are available.
+/// What the balancer does when too few members are available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InPanic {
     TryAll,
@@ -87,10 +86,10 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             version: 0,
             members: Box::default(),
             table,
-            standing: Standing::Unreported,
+            availability: Availability::Unreported,
         };
         Self {
-            current: CacheLine(Current {
+            current: CachePadded::new(Current {
                 snapshot: ArcSwap::from_pointee(snapshot),
                 version: AtomicU64::new(0),
             }),
@@ -102,25 +101,27 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         }
     }
 
-    /// Returns the newest snapshot. What is returned is to be dropped soon: not kept, nor awaited over.
+    /// Returns the newest snapshot. Drop the guard soon: do not store it or hold it over an await.
     #[inline]
     pub(super) fn snapshot(&self) -> Guard<Arc<Snapshot<A, S, T>>> {
-        self.current.0.snapshot.load()
+        self.current.snapshot.load()
     }
 
-    /// Makes `snapshot` the one that picks are made from; returns the one before.
+    /// Makes `snapshot` the newest one, for picks to use. Returns the previous one.
     pub(super) fn publish(&self, snapshot: Snapshot<A, S, T>) -> Arc<Snapshot<A, S, T>> {
         let version = snapshot.version;
-        let current = &self.current.0;
+        let current = &self.current;
         let previous = current.snapshot.swap(Arc::new(snapshot));
-        // Release; pairs with the Acquire in `is_current`: who sees the version finds the snapshot.
+        // Release; pairs with the Acquire in `is_current`: a thread that sees the version finds the
+        // snapshot.
         // loom: `loom_who_sees_a_version_finds_its_snapshot`
         current.version.store(version, Release);
         self.published.notify_waiters();
         previous
     }
 
-    /// Returns the endpoint of the member with this id, also where it has left of late. **O(log n)** for a member.
+    /// Returns the endpoint of the member with this id, or of one that has left recently. **O(log
+    /// n)** for a member.
     pub(super) fn endpoint(&self, id: u64) -> Option<Endpoint<A>> {
         let snapshot = self.snapshot();
         if let Ok(position) = snapshot.members.binary_search_by_key(&id, |m| m.id) {
@@ -131,7 +132,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         found.map(|(_, endpoint)| endpoint.clone())
     }
 
-    /// Remembers the names of those who leave.
+    /// Remembers the endpoints of members that leave, up to [`REMEMBERED`] of them.
     pub(super) fn remember(&self, departed: impl IntoIterator<Item = (u64, Endpoint<A>)>) {
         let mut remembered = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.extend(departed);
@@ -142,19 +143,20 @@ impl<A, S, P, T> Shared<A, S, P, T> {
     /// Returns whether `version` is still the newest snapshot's.
     #[inline]
     pub(super) fn is_current(&self, version: u64) -> bool {
-        self.current.0.version.load(Acquire) == version
+        self.current.version.load(Acquire) == version
     }
 }
 
 impl<A, S, P, T> Drop for Shared<A, S, P, T> {
     fn drop(&mut self) {
-        // The last handle is gone: the driver looks, and ends. loom: `loom_the_driver_ends_with_the_last_handle`
+        // Wakes the driver, which finds that the last handle is gone, and ends. loom:
+        // `loom_the_driver_ends_with_the_last_handle`
         self.driver.notify_one();
     }
 }
 
 impl<A, S, T> Snapshot<A, S, T> {
-    /// Returns where the member with this id is, if it is still a candidate. **O(log n)**.
+    /// Returns the position of the member with this id, if it is still a candidate. **O(log n)**.
     pub(super) fn candidate(&self, id: u64) -> Option<usize> {
         let position = self.members.binary_search_by_key(&id, |m| m.id).ok()?;
         self.members[position].is_candidate().then_some(position)
@@ -168,11 +170,12 @@ impl<A, S, P: fmt::Debug, T> fmt::Debug for Shared<A, S, P, T> {
             .field("policy", &self.policy)
             .field("config", &self.config)
             .field("version", &snapshot.version)
-            .field("standing", &snapshot.standing)
+            .field("availability", &snapshot.availability)
             .field("members", &snapshot.members.len())
             .finish_non_exhaustive()
     }
 }
 
-/// As many as may leave at once while requests are under way at them; more have no name in an error.
+/// How many departed members are remembered. If more leave at once while requests to them are under
+/// way, the first of them can't be named in errors.
 const REMEMBERED: usize = 256;

@@ -14,7 +14,8 @@ use crate::{
 
 /// Discovers a set of targets that never changes.
 ///
-/// Of targets with the same address the first counts, with a warning.
+/// If several targets have the same address, the first counts, and an event at `warn` reports the
+/// others.
 ///
 /// ```
 /// use tower::{ServiceBuilder, service_fn};
@@ -44,7 +45,7 @@ where
 
 /// The layer that [`fixed`] makes.
 #[derive(Clone, Debug)]
-pub struct FixedLayer<A> {
+pub struct FixedLayer<A = std::net::SocketAddr> {
     targets: Vec<Target<A>>,
 }
 
@@ -81,5 +82,5 @@ where
     }
 }
 
-// The factory is only called by reference.
+// The factory is only called by reference, so it need not be pinned.
 impl<A, F> Unpin for FixedDiscover<A, F> {}

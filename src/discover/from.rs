@@ -11,7 +11,7 @@ use tower::discover::Change;
 
 use crate::endpoint::{Address, Endpoint, Target};
 
-/// Makes discovery of endpoints from any tower `Discover`; its keys become the addresses.
+/// Turns any tower `Discover` into a discovery of endpoints; its keys become the addresses.
 ///
 /// ```
 /// use tower::{ServiceBuilder, ServiceExt, discover::ServiceList, service_fn};
@@ -39,7 +39,7 @@ where
 }
 
 pin_project! {
-    /// Discovery of endpoints made from another one; see [`from_discover`].
+    /// A discovery of endpoints, made from a tower `Discover`; see [`from_discover`].
     pub struct FromDiscover<D, K> {
         #[pin]
         discover: D,

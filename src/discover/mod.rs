@@ -1,8 +1,9 @@
-//! Who exists?
+//! Discovery: which endpoints exist.
 //!
-//! A source of discovery is any tower [`Discover`] whose keys are [`Endpoint`](crate::Endpoint)s: a stream of insertions and
-//! removals. The ones here are layers over a factory, `Fn(&Endpoint<A>) -> S`, which makes the service that
-//! reaches an endpoint:
+//! A discovery source is any tower [`Discover`] with [`Endpoint`](crate::Endpoint)s as keys: a
+//! stream of insertions and removals. [`WatchLayer`] and [`fixed`] are layers over a factory,
+//! `Fn(&Endpoint<A>) -> S`, which makes the service that reaches an endpoint. [`from_discover`]
+//! needs no factory.
 //!
 //! | source | takes |
 //! |---|---|
@@ -10,14 +11,20 @@
 //! | [`fixed`] | a set that never changes |
 //! | [`from_discover`] | any tower `Discover`, tower's `ServiceList` too |
 //!
-//! [`each`] then lifts a service layer to every discovered service.
+//! [`each`] then applies a service layer to every discovered service.
 //!
-//! # One of your own
+//! # A source of your own
 //!
-//! Yield [`Change::Insert`] with an [`Endpoint`](crate::Endpoint) kept for as long as its address is listed, and set its
-//! attributes in place. An insertion under an address that is known replaces its service. Until the
-//! first item, error or end, a balancer waits for the first report; a source that knows that there
-//! is nothing yields `Err(NoEndpoints::new())`. Errors are logged, and what is known stays in use.
+//! Yield [`Change::Insert`] with an [`Endpoint`](crate::Endpoint). Keep that endpoint as long as
+//! its address is listed, and set its attributes in place. An insertion under a known address
+//! replaces the service of that endpoint.
+//!
+//! A balancer waits for the first report of its source: an item, an error or the end of the stream.
+//! A source that knows that there are no endpoints yields `Err(NoEndpoints::new())`. Any other
+//! error is logged, and the known endpoints stay in use.
+//!
+//! When the stream ends, the set stays as it is: members, checks, ejections and weights go on. A
+//! stream that ends before it has yielded anything leaves an empty set.
 
 mod each;
 mod fixed;
@@ -25,11 +32,23 @@ mod from;
 mod roster;
 mod watch;
 
+#[cfg(feature = "http")]
+pub(crate) use self::each::sealed::Sealed as SealedWrap;
 pub use tower::discover::{Change, Discover};
 
 pub use self::{
-    each::{Each, EachDiscover, each},
-    fixed::{FixedDiscover, FixedLayer, fixed},
-    from::{FromDiscover, from_discover},
-    watch::{WatchDiscover, WatchLayer},
+    each::{Each, EachWith, each, each_with},
+    fixed::{FixedLayer, fixed},
+    from::from_discover,
+    watch::WatchLayer,
 };
+
+/// The streams that this module's sources make.
+pub mod discovery {
+    pub use super::{
+        each::{EachDiscover, WrapEach},
+        fixed::FixedDiscover,
+        from::FromDiscover,
+        watch::WatchDiscover,
+    };
+}

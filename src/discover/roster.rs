@@ -10,7 +10,7 @@ use crate::endpoint::{Address, Endpoint, Target};
 
 /// Turns whole lists of targets into the changes between them.
 pub(super) struct Roster<A> {
-    /// Every listed endpoint, and the list that it was last seen in.
+    /// Every listed endpoint, with the number of the list in which it was last seen.
     known: HashMap<Endpoint<A>, u64>,
     lists: u64,
     changes: VecDeque<Change<Endpoint<A>, ()>>,
@@ -25,9 +25,9 @@ impl<A: Address> Roster<A> {
         }
     }
 
-    /// Takes the newest list: sets attributes in place, and queues who came and who went.
+    /// Takes the newest list: sets attributes in place, and queues insertions and removals.
     ///
-    /// Of targets with the same address the first counts. **O(n)**.
+    /// If several targets have the same address, the first counts. **O(n)**.
     pub(super) fn update(&mut self, targets: impl IntoIterator<Item = Target<A>>) {
         self.lists += 1;
         for target in targets {
@@ -68,7 +68,7 @@ impl<A: Address> Roster<A> {
         self.known.is_empty()
     }
 
-    /// Takes the next change, with the service that `factory` makes for who came.
+    /// Takes the next change; `factory` makes the service of an inserted endpoint.
     pub(super) fn next<S>(
         &mut self,
         factory: impl Fn(&Endpoint<A>) -> S,

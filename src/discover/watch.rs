@@ -17,13 +17,15 @@ use crate::{
 
 /// Discovers the targets that a `watch` channel holds.
 ///
-/// The newest list counts; a thousand sends between two looks cost one comparison with the list before:
-/// addresses that stay keep service, load and status, attributes are set in place, order means
-/// nothing. Of targets with the same address the first counts, with a warning. The channel's value when
-/// the stack is built is the first report: an empty one means that there are no endpoints. Once the
-/// sender is gone the last list stays.
+/// Only the newest list counts: a thousand sends between two looks cost one comparison with the
+/// previous list. An address that stays keeps its service, load and status, and its attributes are
+/// set in place. The order of a list has no meaning. If several targets have the same address, the
+/// first counts, and an event at `warn` reports the others.
 ///
-/// Cost: **O(n)** for each list that is looked at.
+/// The channel's value when the stack is built is the first report. If it is empty, there are no
+/// endpoints. Once the sender is gone, the last list stays.
+///
+/// Cost: **O(n)** for each list that is read.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -55,16 +57,16 @@ pub struct WatchLayer<T> {
 pub struct WatchDiscover<T: IntoTarget, F> {
     roster: Roster<T::Address>,
     factory: F,
-    /// The first list was empty, and that has not been said.
+    /// Whether the first list was empty, and `NoEndpoints` has not been yielded yet.
     nothing: bool,
-    /// Gives the receiver back once it holds another list, or `None` once the sender is gone.
+    /// Resolves to the receiver once it holds another list, or to `None` once the sender is gone.
     changed: Option<Changed<T>>,
 }
 
 type Changed<T> = Pin<Box<dyn Future<Output = Option<watch::Receiver<Vec<T>>>> + Send>>;
 
 impl<T> WatchLayer<T> {
-    /// Discovers what `lists` holds, from now on.
+    /// Creates the layer for the targets that `lists` holds.
     #[must_use]
     pub const fn new(lists: watch::Receiver<Vec<T>>) -> Self {
         Self { lists }
@@ -95,7 +97,7 @@ where
     T: IntoTarget<Address: Address> + Clone + Send + Sync + 'static,
 {
     fn look_at(&mut self, mut lists: watch::Receiver<Vec<T>>) {
-        // Copied, for senders wait while a list is borrowed.
+        // Copied, because senders wait while a list is borrowed.
         let targets = lists.borrow_and_update().clone();
         self.roster.update(targets.into_iter().map(T::into_target));
         self.changed = Some(Box::pin(async move {

@@ -1,33 +1,35 @@
 use super::{
     error::HashSettingError,
-    hosts::Hosts,
+    hash_table::{HashScheme, HashTable},
     key::{HashKey, rehash},
+    keyed_members::KeyedMembers,
     policy::HashPolicy,
-    table::{HashTable, Scheme},
 };
 use crate::{
     endpoint::Address,
     metric::TotalInFlight,
-    policy::{Candidates, Choice, Member, PickContext, Policy},
+    policy::{Candidates, Choice, PickContext, Policy},
 };
 
 /// Spreads by key, but bounds the load of every endpoint.
 ///
-/// With `m` requests in flight at all endpoints that may be picked, one of weight `w` takes another while it has fewer
-/// than `ceil(c * (m + 1) * w / sum of the weights)`, and at least one; otherwise the next one in the
-/// key's own order does, or as [`overflow`](Self::overflow) says. Made by [`HashPolicy::bounded`], after the
-/// policy's own settings.
+/// Let `m` be the requests in flight at all endpoints that may be picked, and `c` the bound. An
+/// endpoint of weight `w` takes another request while it has fewer than
+/// `ceil(c * (m + 1) * w / sum of the weights)`, and always at least one. Otherwise the request
+/// goes to the next endpoint in the key's own order, or to the one that
+/// [`overflow`](Self::overflow) selects. Made by [`HashPolicy::bounded`], after the policy's own
+/// settings.
 ///
 /// It reads the counts of trackers that share their total:
-/// `each(PendingRequestsLayer::default().with_total())`. Counts are exact up to the picks that are under way on
-/// other threads at the same moment. What endpoints that have left still have in flight counts in `m`, what
-/// ejected and draining ones have does not. Where an endpoint is passed over for not being ready, the
-/// bound is that of the others alone.
+/// `each(PendingRequestsLayer::default().with_total())`. Counts are exact except for picks that
+/// other threads make at the same moment. Requests still in flight at endpoints that have left
+/// count in `m`. Those at ejected and draining endpoints do not. When an endpoint is passed over
+/// because it is not ready, the bound is computed from the remaining endpoints alone.
 ///
-/// Cost: a pick reads the total and one count for each host that it looks at, and one for each endpoint that may not be
-/// picked. With many keys it looks at `2 / (c - 1)^2` hosts on average at the most. A single hot key fills one host after
-/// the other of its own order, and each of its requests looks at all that are full: some microseconds for a
-/// thousand of them.
+/// Cost: a pick reads the total, one count for each endpoint that it looks at, and one for each
+/// endpoint that may not be picked. With many keys it looks at no more than `2 / (c - 1)^2`
+/// endpoints on average. A single hot key fills one endpoint of its order after another, and each
+/// of its requests looks at all the full ones: some microseconds for a thousand of them.
 ///
 /// Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", SODA 2018.
 ///
@@ -49,28 +51,30 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Bounded<C, K> {
-    policy: HashPolicy<C, K>,
+pub struct Bounded<Scheme, Key> {
+    policy: HashPolicy<Scheme, Key>,
     bound: f64,
     overflow: Overflow,
 }
 
-/// Where a request goes whose endpoint has its bounded share already.
+/// Selects where a request goes when its endpoint already has its bounded share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// To the next one in the key's own order.
+    /// To the next endpoint in the key's own order.
     ///
-    /// On a ring, the requests of a hot endpoint all flow over to the few that follow its points, and from
-    /// those on to the next ones.
+    /// On a ring, all requests that a hot endpoint can't take go to the few endpoints that follow
+    /// its points, and from those to the next ones.
     #[default]
     Next,
-    /// To where the key's hash, hashed again, leads: to a random one, but the same for the same key.
+    /// To the endpoint that the key's hash, hashed again, leads to: a random one, but always the
+    /// same for one key.
     ///
-    /// Where many keys make an endpoint hot, their overflow spreads over all others. That of one hot key goes
-    /// from one random endpoint to the next.
+    /// When many keys make an endpoint hot, their overflow spreads over all other endpoints. The
+    /// overflow of one hot key moves from one random endpoint to the next.
     ///
-    /// Source: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded Loads", AAAI 2021.
+    /// Source: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded Loads",
+    /// AAAI 2021.
     Rehash,
 }
 
@@ -78,14 +82,17 @@ pub enum Overflow {
 #[derive(Debug)]
 pub struct BoundedTable<T> {
     table: HashTable<T>,
-    /// Of all that may be picked.
+    /// The sum of the weights of all members that may be picked.
     weights: f64,
-    /// The positions of those that may not: few, as a rule.
+    /// The positions of the members that may not be picked. Usually there are few.
     set_aside: Box<[u32]>,
 }
 
-impl<C, K> Bounded<C, K> {
-    pub(super) fn new(policy: HashPolicy<C, K>, bound: f64) -> Result<Self, HashSettingError> {
+impl<Scheme, Key> Bounded<Scheme, Key> {
+    pub(super) fn new(
+        policy: HashPolicy<Scheme, Key>,
+        bound: f64,
+    ) -> Result<Self, HashSettingError> {
         if !bound.is_finite() || bound < 1.0 {
             return Err(HashSettingError::Bound(bound));
         }
@@ -96,32 +103,45 @@ impl<C, K> Bounded<C, K> {
         })
     }
 
-    /// Sets where a request goes whose endpoint has its share already. Default [`Overflow::Next`].
+    /// Sets where a request goes when its endpoint already has its share.
+    ///
+    /// Default [`Overflow::Next`].
     #[must_use]
     pub const fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self
     }
 
-    /// Returns the limit of one endpoint: it takes another request while it has fewer in flight.
+    /// Returns the limit of one endpoint: it takes another request while fewer are in flight.
     fn capacity(&self, in_flight: usize, weight: u32, weights: f64) -> f64 {
         let share = self.bound * (in_flight as f64 + 1.0) * f64::from(weight) / weights;
         share.ceil().max(1.0)
     }
 }
 
+impl<Scheme: HashScheme, Key> HashPolicy<Scheme, Key> {
+    /// Bounds the load of every endpoint to `bound` times the mean, see [`Bounded`].
+    ///
+    /// # Errors
+    ///
+    /// If `bound` is below 1 or not finite.
+    pub fn bounded(self, bound: f64) -> Result<Bounded<Scheme, Key>, HashSettingError> {
+        Bounded::new(self, bound)
+    }
+}
+
 impl<T> BoundedTable<T> {
-    /// Returns the table that the bound is put on.
+    /// Returns the table that the bound is applied to.
     pub const fn get_ref(&self) -> &HashTable<T> {
         &self.table
     }
 }
 
-impl<C: Scheme, K> Bounded<C, K> {
-    /// Finds the first in the key's order, or by chance of its hash, that is accepted.
+impl<Scheme: HashScheme, Key> Bounded<Scheme, Key> {
+    /// Finds the first accepted member, in the key's order or by repeated hashing.
     fn find(
         &self,
-        table: &HashTable<C::Table>,
+        table: &HashTable<Scheme::Table>,
         hash: u64,
         mut accept: impl FnMut(usize) -> bool,
     ) -> Option<usize> {
@@ -135,15 +155,17 @@ impl<C: Scheme, K> Bounded<C, K> {
                 hash = rehash(hash, jump);
             }
         }
-        // After so many jumps in vain, from where the last one led.
+        // All jumps have failed: search in order, from where the last one led.
         table.find(hash, accept)
     }
 
-    /// Finds one among candidates that are not those of the table, or whose counts have just changed.
+    /// Finds a member among the remaining candidates, when some are passed over or none has room.
+    ///
+    /// It sums up the counts of these candidates alone.
     #[cold]
     fn find_among<A, S: TotalInFlight>(
         &self,
-        table: &HashTable<C::Table>,
+        table: &HashTable<Scheme::Table>,
         hash: u64,
         candidates: Candidates<'_, A, S>,
     ) -> Option<usize> {
@@ -161,33 +183,37 @@ impl<C: Scheme, K> Bounded<C, K> {
             let capacity = self.capacity(in_flight, member.weight, weights);
             is_left(position) && (member.service.in_flight() as f64) < capacity
         };
-        // Somebody has room, unless other picks have just taken it.
+        // Some candidate has room, unless other picks have just taken it. Then any candidate will
+        // do.
         self.find(table, hash, has_room)
             .or_else(|| table.find(hash, is_left))
     }
 }
 
-impl<C, K, A, S, Req> Policy<A, S, Req> for Bounded<C, K>
+#[diagnostic::do_not_recommend]
+impl<Scheme, Key, A, S, Req> Policy<A, S, Req> for Bounded<Scheme, Key>
 where
-    C: Scheme,
-    K: HashKey<Req>,
+    Scheme: HashScheme,
+    Key: HashKey<Req>,
     A: Address,
     S: TotalInFlight,
 {
-    type Table = BoundedTable<C::Table>;
+    type Table = BoundedTable<Scheme::Table>;
 
-    fn table(&self, members: &[Member<A, S>], previous: Option<&Self::Table>) -> Self::Table {
-        let hosts = Hosts::of_members(members);
-        let set_aside = members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| !member.candidate);
+    fn table(
+        &self,
+        candidates: Candidates<'_, A, S>,
+        previous: Option<&Self::Table>,
+    ) -> Self::Table {
+        let members = KeyedMembers::of_candidates(candidates);
+        let positions = 0..candidates.members().len();
+        let set_aside = positions.filter(|&position| !candidates.contains(position));
         BoundedTable {
-            set_aside: set_aside.map(|(position, _)| position as u32).collect(),
-            weights: hosts.candidates().map(|host| f64::from(host.weight)).sum(),
+            set_aside: set_aside.map(|position| position as u32).collect(),
+            weights: members.candidates().map(|m| f64::from(m.weight)).sum(),
             table: self
                 .policy
-                .build(hosts, previous.map(BoundedTable::get_ref)),
+                .build(members, previous.map(BoundedTable::get_ref)),
         }
     }
 
@@ -221,7 +247,11 @@ where
             });
         found
             .or_else(|| self.find_among(&table.table, hash, candidates))
-            .map_or(Choice::None, Choice::Member)
+            .map_or(Choice::Nobody, Choice::Member)
+    }
+
+    fn hash_of(&self, cx: &mut PickContext<'_, Req>) -> Option<u64> {
+        self.policy.key_hash(cx.request()?)
     }
 
     fn seed(&self) -> Option<u64> {
@@ -229,5 +259,6 @@ where
     }
 }
 
-/// If nine in ten have no room, one in a thousand of many keys has not found any by then.
+/// Limits the jumps of one pick. With many keys and nine in ten endpoints full, one pick in a
+/// thousand has found no room by then.
 const MOST_JUMPS: u64 = 64;

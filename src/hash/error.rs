@@ -1,21 +1,21 @@
 use std::{error::Error, fmt};
 
-/// Says that a hash policy can't be set as asked.
+/// Reports a setting that a hash policy does not accept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum HashSettingError {
-    /// A ring whose least size is 0 or above its largest, or whose largest is above 8 388 608.
+    /// A ring size outside `1 <= min <= max <= 8388608`.
     RingSize {
-        /// The least number of points asked for.
+        /// The smallest number of points asked for.
         min: usize,
         /// The largest number of points asked for.
         max: usize,
     },
-    /// So many points for each unit of weight, which is not 1 to 65 536.
+    /// A number of points for each unit of weight that is not 1 to 65 536.
     Points(u32),
-    /// A Maglev table of so many slots, which is not a prime up to 5 000 011.
+    /// A number of slots for a Maglev table that is not a prime up to 5 000 011.
     TableSize(u32),
-    /// A bound of so many times the mean load, which is not a number from 1 on.
+    /// A bound, in multiples of the mean load, that is not finite or is below 1.
     Bound(f64),
 }
 

@@ -4,9 +4,10 @@ use twox_hash::XxHash64;
 
 /// Finds the key that a request is spread by.
 ///
-/// [`borrowed`], [`owned`] and [`hashed`] make one from a closure. A tuple of up to four keys combines them in
-/// order: the hash of each one that is there is hashed again, with that of those before it as the
-/// seed; those that are not there are skipped.
+/// [`borrowed`], [`owned`] and [`hashed`] make a key from a closure. A tuple of up to four keys
+/// combines them in order. It starts with the hash of the first key that the request has. Each
+/// further hash is hashed again, with the result so far as the seed. Keys that the request does not
+/// have are skipped.
 ///
 /// ```
 /// use tower_lb::hash::{RingHash, borrowed, owned};
@@ -19,39 +20,46 @@ use twox_hash::XxHash64;
 /// ));
 /// # let _ = by_tenant_and_session;
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` finds no key in requests of type `{Req}`",
+    label = "no key for these requests",
+    note = "the keys in `http::key` are for `http::Request`s; for others take `hash::borrowed`, `owned` or `hashed` with a closure"
+)]
 pub trait HashKey<Req>: Send + Sync + 'static {
     /// Returns the hash of the request's key; `None` if the request has none.
     fn hash(&self, request: &Req, seed: u64) -> Option<u64>;
 }
 
-/// What becomes of a request without a key.
+/// Selects what happens to a request without a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnMissing {
-    /// It goes to a random endpoint, in proportion to the weights.
+    /// The request goes to a random endpoint, in proportion to the weights.
     #[default]
     Random,
-    /// It is answered with [`MissingKey`](crate::error::MissingKey).
+    /// The call fails with [`MissingKey`](crate::error::MissingKey).
     Reject,
 }
 
-/// A key of bytes that every request lends, see [`HashPolicy::by`](super::HashPolicy::by).
+/// A key of bytes borrowed from every request, see [`HashPolicy::by`](super::HashPolicy::by).
 #[derive(Clone, Copy)]
 pub struct Bytes<F>(pub(super) F);
 
-/// A key of bytes that requests lend, made by [`borrowed`].
+/// A key of bytes borrowed from the request, made by [`borrowed`].
 #[derive(Clone, Copy)]
 pub struct Borrowed<F>(F);
 
-/// A key of bytes made for each request, made by [`owned`].
+/// A key of bytes that are produced for each request, made by [`owned`].
 #[derive(Clone, Copy)]
 pub struct Owned<F>(F);
 
-/// A key that is a number already, made by [`hashed`].
+/// A key that is already a hash, made by [`hashed`].
 #[derive(Clone, Copy)]
 pub struct Hashed<F>(F);
 
-/// Makes a key of bytes that a request lends, where it has them; no allocation.
+/// Makes a key from bytes that are borrowed from the request.
+///
+/// `None` from the closure means that the request has no key. No allocation.
 pub const fn borrowed<Req, F>(key: F) -> Borrowed<F>
 where
     F: Fn(&Req) -> Option<&[u8]>,
@@ -59,7 +67,7 @@ where
     Borrowed(key)
 }
 
-/// Makes a key of bytes that each request has made: a `String`, a `Vec<u8>`, an array.
+/// Makes a key from bytes that the closure produces: a `String`, a `Vec<u8>`, an array.
 pub const fn owned<Req, F, B>(key: F) -> Owned<F>
 where
     F: Fn(&Req) -> Option<B>,
@@ -68,11 +76,11 @@ where
     Owned(key)
 }
 
-/// Makes a key of a number that is a good hash already.
+/// Makes a key from a number that is already a good hash.
 ///
-/// It is taken as it is, so that it must be spread over all 64 bits: numbers that count up from 0 all go to
-/// one endpoint. With a [`hash_seed`](super::HashPolicy::hash_seed) it is hashed once more. For a number
-/// that is no hash, take [`owned`] and its `to_le_bytes()`.
+/// The number is used as it is. It must be spread over all 64 bits: numbers that count up from 0
+/// all go to one endpoint. With a [`hash_seed`](super::HashPolicy::hash_seed) it is hashed once
+/// more. For a number that is not a hash, use [`owned`] with its `to_le_bytes()`.
 pub const fn hashed<Req, F>(key: F) -> Hashed<F>
 where
     F: Fn(&Req) -> Option<u64>,
@@ -145,13 +153,13 @@ combined!(A B);
 combined!(A B C);
 combined!(A B C D);
 
-/// XXH64: the same on every platform and in every language.
+/// Hashes bytes with XXH64, which is the same on every platform and in every language.
 #[inline]
 pub(crate) fn hash_bytes(bytes: &[u8], seed: u64) -> u64 {
     XxHash64::oneshot(seed, bytes)
 }
 
-/// Hashes a hash once more, for another purpose. Little-endian on every platform.
+/// Hashes a hash once more, as little-endian bytes on every platform.
 #[inline]
 pub(super) fn rehash(hash: u64, seed: u64) -> u64 {
     hash_bytes(&hash.to_le_bytes(), seed)
@@ -185,7 +193,7 @@ mod tests {
 
     #[test]
     fn hashes_are_those_of_other_languages() {
-        // The reference implementation's, seed 0.
+        // The values of the reference implementation with seed 0.
         for (key, hash) in [
             ("", 17_241_709_254_077_376_921),
             ("foo", 3_728_699_739_546_630_719),
@@ -219,7 +227,7 @@ mod tests {
         assert_eq!(hash(Request(None, None)), None);
         assert_eq!(hash(Request(Some("foo"), None)), Some(foo));
         assert_eq!(hash(Request(None, Some(7))), Some(7));
-        // XXH64 of 07 00 00 00 00 00 00 00, its seed that of "foo".
+        // XXH64 of 07 00 00 00 00 00 00 00; the seed is the hash of "foo".
         assert_eq!(
             hash(Request(Some("foo"), Some(7))),
             Some(14_085_261_269_317_427_646)

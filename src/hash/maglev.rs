@@ -2,9 +2,9 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 use super::{
     error::HashSettingError,
-    hosts::{Host, Hosts},
+    hash_table::{HashScheme, Lookup, sealed::Sealed},
     key::hash_bytes,
-    table::{Lookup, Scheme, sealed::Sealed},
+    keyed_members::{KeyedMember, KeyedMembers},
 };
 
 /// The settings of a [`Maglev`](super::Maglev) policy: the size of its table.
@@ -13,22 +13,22 @@ pub struct MaglevScheme {
     slots: u32,
 }
 
-/// A table of slots that hosts share evenly, to within one slot each, or by weight.
+/// A table of slots that members share evenly, to within one slot each, or by weight.
 ///
-/// A key belongs to the host of slot `hash mod slots`; the hosts of the slots after it follow. Cost: a
-/// lookup is **O(1)**, a multiplication and two reads; to build, O(slots log slots); 1, 2 or 4 bytes
-/// a slot, as the number of hosts requires.
+/// A key belongs to the member of slot `hash mod slots`. The members of the following slots come
+/// next. Cost: a lookup is **O(1)**, a multiplication and two reads. Building is O(slots log
+/// slots). A slot takes 1, 2 or 4 bytes, as the number of members requires.
 ///
 /// Source: Eisenbud et al., "Maglev", NSDI 2016, with the weights of Envoy's `MAGLEV`.
 #[derive(Debug)]
 pub struct MaglevTable {
     slots: Arc<Slots>,
     divisor: Divisor,
-    /// The position of each host, as long as it may be picked.
+    /// The position of each member, or [`NOT_NOW`] if it may not be picked.
     positions: Box<[u32]>,
 }
 
-/// The number of the host of each slot, in no wider numbers than the hosts need.
+/// The number of each slot's member, in the narrowest integers that hold it.
 #[derive(Debug)]
 enum Slots {
     U8(Box<[u8]>),
@@ -36,11 +36,11 @@ enum Slots {
     U32(Box<[u32]>),
 }
 
-/// Divides by the same number again and again.
+/// Computes remainders by one fixed divisor without a division.
 #[derive(Clone, Copy, Debug)]
 struct Divisor {
     divisor: u64,
-    /// 2^64 / divisor, rounded down.
+    /// 2^64 / divisor, rounded down; for 2 it is one less.
     inverse: u64,
 }
 
@@ -62,22 +62,26 @@ impl Default for MaglevScheme {
 impl Sealed for MaglevScheme {}
 impl Sealed for MaglevTable {}
 
-impl Scheme for MaglevScheme {
+impl HashScheme for MaglevScheme {
     type Table = MaglevTable;
 
-    fn build(&self, hosts: &Hosts, previous: Option<(&Hosts, &MaglevTable)>) -> MaglevTable {
+    fn build(
+        &self,
+        members: &KeyedMembers,
+        previous: Option<(&KeyedMembers, &MaglevTable)>,
+    ) -> MaglevTable {
         let slots = match previous {
-            // Who may be picked makes no difference: who may not is passed over.
+            // Which members may be picked makes no difference: a lookup passes over the others.
             Some((before, table))
-                if table.divisor.divisor == u64::from(self.slots) && before.are_alike(hosts) =>
+                if table.divisor.divisor == u64::from(self.slots) && before.are_alike(members) =>
             {
                 table.slots.clone()
             }
-            _ => Arc::new(Slots::build(hosts, self.slots)),
+            _ => Arc::new(Slots::build(members, self.slots)),
         };
-        let position = |host: &Host| {
-            if host.is_candidate {
-                host.position
+        let position = |member: &KeyedMember| {
+            if member.is_candidate {
+                member.position
             } else {
                 NOT_NOW
             }
@@ -85,31 +89,33 @@ impl Scheme for MaglevScheme {
         MaglevTable {
             slots,
             divisor: Divisor::new(self.slots),
-            positions: hosts.as_slice().iter().map(position).collect(),
+            positions: members.as_slice().iter().map(position).collect(),
         }
     }
 }
 
 impl MaglevTable {
-    /// Returns the position of each slot's host; `None` where the host may not be picked, or there is none.
+    /// Returns the position of each slot's member.
+    ///
+    /// `None` if that member may not be picked, or if there are no members.
     pub fn slots(&self) -> impl Iterator<Item = Option<usize>> {
         (0..self.divisor.divisor as usize).map(|slot| self.position(slot))
     }
 
     #[inline]
     fn position(&self, slot: usize) -> Option<usize> {
-        let host = match &*self.slots {
+        let member = match &*self.slots {
             Slots::U8(slots) => usize::from(*slots.get(slot)?),
             Slots::U16(slots) => usize::from(*slots.get(slot)?),
             Slots::U32(slots) => *slots.get(slot)? as usize,
         };
-        let position = *self.positions.get(host)?;
+        let position = *self.positions.get(member)?;
         (position != NOT_NOW).then_some(position as usize)
     }
 }
 
 impl Lookup for MaglevTable {
-    /// The next slot, and how many are left.
+    /// The next slot, and how many slots are left.
     type Cursor = (usize, usize);
 
     #[inline]
@@ -143,60 +149,65 @@ impl Lookup for MaglevTable {
 }
 
 impl Slots {
-    fn build(hosts: &Hosts, slots: u32) -> Self {
-        // The conversions lose nothing: a host's number is below the number of hosts.
-        match hosts.as_slice().len() {
-            0..=0x100 => Self::U8(fill(hosts, slots, |host| host as u8)),
-            0x101..=0x1_0000 => Self::U16(fill(hosts, slots, |host| host as u16)),
-            _ => Self::U32(fill(hosts, slots, |host| host as u32)),
+    fn build(members: &KeyedMembers, slots: u32) -> Self {
+        // The conversions lose nothing: a member's number is below the number of members.
+        match members.as_slice().len() {
+            0..=0x100 => Self::U8(fill(members, slots, |member| member as u8)),
+            0x101..=0x1_0000 => Self::U16(fill(members, slots, |member| member as u16)),
+            _ => Self::U32(fill(members, slots, |member| member as u32)),
         }
     }
 }
 
-/// Has the hosts take free slots in turns, each along its own permutation of them.
-fn fill<T: Clone + Default>(hosts: &Hosts, slots: u32, number: impl Fn(usize) -> T) -> Box<[T]> {
-    let mut walks: Vec<Walk> = hosts
+/// Lets the members take free slots in turns, each along its own permutation of the slots.
+fn fill<T: Clone + Default>(
+    members: &KeyedMembers,
+    slots: u32,
+    number: impl Fn(usize) -> T,
+) -> Box<[T]> {
+    let mut walks: Vec<Walk> = members
         .as_slice()
         .iter()
-        .map(|host| Walk::new(host, slots))
+        .map(|member| Walk::new(member, slots))
         .collect();
     let mut owners = vec![T::default(); slots as usize];
-    // A bit a slot stays in the nearest cache, where the slots themselves would not: each is looked at 12 times.
+    // One bit for each slot fits in the nearest cache, and the slots themselves do not. Each slot
+    // is looked at about 12 times.
     let mut taken = vec![0_u64; slots as usize / 64 + 1];
     let mut left = slots;
-    let mut take = |host: usize| {
-        let slot = walks[host].next_free(&mut taken, slots);
-        owners[slot as usize] = number(host);
+    let mut take = |member: usize| {
+        let slot = walks[member].next_free(&mut taken, slots);
+        owners[slot as usize] = number(member);
         left -= 1;
         left > 0
     };
-    for_each_turn(hosts, &mut take);
+    for_each_turn(members, &mut take);
     owners.into()
 }
 
-/// Where a host looks next for a free slot, and how far it goes from there.
+/// A member's walk over the slots: the slot to try next, and the distance to the one after it.
 struct Walk {
     slot: u32,
     skip: u32,
 }
 
 impl Walk {
-    fn new(host: &Host, slots: u32) -> Self {
-        let hash = |seed| hash_bytes(host.key.as_bytes(), seed);
+    fn new(member: &KeyedMember, slots: u32) -> Self {
+        let hash = |seed| hash_bytes(member.key.as_bytes(), seed);
         Self {
             slot: (hash(0) % u64::from(slots)) as u32,
-            // The number of slots is prime: any skip leads to all of them.
+            // The number of slots is prime, so any skip reaches all of them.
             skip: (hash(1) % u64::from(slots - 1)) as u32 + 1,
         }
     }
 
-    /// Takes the next slot that is not taken; there must be one.
+    /// Takes the next free slot. There must be one.
     #[inline]
     fn next_free(&mut self, taken: &mut [u64], slots: u32) -> u32 {
         let mut slot = self.slot;
         loop {
             let this = slot;
-            // Both are below the number of slots: five million.
+            // No overflow: both are below the number of slots, at most five million.
             let next = slot + self.skip;
             slot = if next >= slots { next - slots } else { next };
             let word = &mut taken[this as usize / 64];
@@ -210,29 +221,30 @@ impl Walk {
     }
 }
 
-/// Has the hosts take a slot in turns, while `take` says so: round after round, the lighter ones passed over in some.
+/// Lets the members take a slot in turns, round after round, until `take` returns false.
 ///
-/// In round `k` (from 1) a host of weight `w` that has had `j` turns has another if `k * w >= j * max w`.
-fn for_each_turn(hosts: &Hosts, take: &mut impl FnMut(usize) -> bool) {
-    let weights: Vec<u64> = hosts
+/// Lighter members are passed over in some rounds. In round `k` (from 1) a member of weight `w`
+/// that has had `j` turns gets another if `k * w >= j * max w`.
+fn for_each_turn(members: &KeyedMembers, take: &mut impl FnMut(usize) -> bool) {
+    let weights: Vec<u64> = members
         .as_slice()
         .iter()
-        .map(|host| host.weight.into())
+        .map(|member| member.weight.into())
         .collect();
     let heaviest = weights.iter().copied().max().unwrap_or(0);
     let sum: u64 = weights.iter().sum();
-    // At most five million turns of a weight below 2^32.
+    // No overflow: at most five million turns, each of a weight below 2^32.
     let mut targets = vec![0_u64; weights.len()];
     if heaviest * weights.len() as u64 > sum * MOST_PASSES {
         return for_each_turn_by_heap(&weights, heaviest, take);
     }
     for round in 1_u64.. {
-        for (host, (target, &weight)) in targets.iter_mut().zip(&weights).enumerate() {
+        for (member, (target, &weight)) in targets.iter_mut().zip(&weights).enumerate() {
             if round * weight < *target {
                 continue;
             }
             *target += heaviest;
-            if !take(host) {
+            if !take(member) {
                 return;
             }
         }
@@ -242,19 +254,21 @@ fn for_each_turn(hosts: &Hosts, take: &mut impl FnMut(usize) -> bool) {
     }
 }
 
-/// The same where in most rounds nearly all hosts would be passed over.
+/// Does the same as [`for_each_turn`] with a heap.
+///
+/// It is faster if most rounds would pass over nearly all members.
 fn for_each_turn_by_heap(weights: &[u64], heaviest: u64, take: &mut impl FnMut(usize) -> bool) {
-    // The next turns, by round and then by host. Everyone has one in the first round.
+    // The next turns, by round and then by member. Every member has one in the first round.
     let mut next: BinaryHeap<_> = (0..weights.len())
-        .map(|host| Reverse((1_u64, host, 0_u64)))
+        .map(|member| Reverse((1_u64, member, 0_u64)))
         .collect();
     while let Some(mut turn) = next.peek_mut() {
-        let Reverse((round, host, had)) = *turn;
+        let Reverse((round, member, had)) = *turn;
         let had = had + 1;
-        let round = (had * heaviest).div_ceil(weights[host]).max(round + 1);
-        *turn = Reverse((round, host, had));
+        let round = (had * heaviest).div_ceil(weights[member]).max(round + 1);
+        *turn = Reverse((round, member, had));
         drop(turn);
-        if !take(host) {
+        if !take(member) {
             return;
         }
     }
@@ -265,12 +279,13 @@ impl Divisor {
         let divisor = divisor as u64;
         Self {
             divisor,
-            // The largest u64 in place of 2^64: the same for what is not a power of two; 2 is one too low.
+            // `u64::MAX` in place of 2^64 gives the same quotient unless the divisor is a power of
+            // two. For 2, the only prime among those, it is one too low.
             inverse: u64::MAX / divisor,
         }
     }
 
-    /// Returns `n mod divisor` by multiplication: a division takes many times as long.
+    /// Returns `n mod divisor` by multiplication, because a division takes many times as long.
     #[inline]
     const fn remainder(self, n: u64) -> u64 {
         let quotient = ((n as u128 * self.inverse as u128) >> 64) as u64;
@@ -297,10 +312,11 @@ const fn is_prime(n: u32) -> bool {
 
 const NOT_NOW: u32 = u32::MAX;
 
-/// So many hosts are passed over for each turn, on average, before a heap finds the next one sooner.
+/// If a turn would pass over more members than this on average, the heap is faster.
 const MOST_PASSES: u64 = 16;
 
-/// A hundred slots each for 655 hosts: shares within 1 %. Envoy's and the paper's choice.
+/// A hundred slots each for 655 members keep shares within 1 %. Envoy and the paper use the same
+/// number.
 const SLOTS: u32 = 65_537;
 
 /// Envoy's limit.
@@ -347,19 +363,20 @@ mod tests {
             &[1, 1_000, 1],
         ] {
             let keys: Vec<String> = (0..weights.len()).map(|i| i.to_string()).collect();
-            let hosts = Hosts::of_keys(keys.iter().map(|key| &**key).zip(weights.iter().copied()));
+            let members =
+                KeyedMembers::of_keys(keys.iter().map(|key| &**key).zip(weights.iter().copied()));
             let weights: Vec<u64> = weights.iter().map(|&weight| weight.into()).collect();
             let heaviest = weights.iter().copied().max().unwrap();
             type Take<'a> = &'a mut dyn FnMut(usize) -> bool;
             let first = |turns: &dyn Fn(Take<'_>)| {
-                let mut hosts = Vec::new();
-                turns(&mut |host| {
-                    hosts.push(host);
-                    hosts.len() < 500
+                let mut members = Vec::new();
+                turns(&mut |member| {
+                    members.push(member);
+                    members.len() < 500
                 });
-                hosts
+                members
             };
-            let by_rounds = first(&|mut take| for_each_turn(&hosts, &mut take));
+            let by_rounds = first(&|mut take| for_each_turn(&members, &mut take));
             let by_heap = first(&|mut take| for_each_turn_by_heap(&weights, heaviest, &mut take));
             assert_eq!(by_rounds, by_heap, "{weights:?}");
         }

@@ -1,24 +1,24 @@
 use super::{
-    Bounded,
     error::HashSettingError,
-    hosts::Hosts,
+    hash_table::{HashScheme, HashTable},
     key::{Bytes, HashKey, OnMissing},
+    keyed_members::KeyedMembers,
     maglev::MaglevScheme,
-    ring::{HostOrder, RingScheme},
-    table::{HashTable, Scheme},
+    ring::RingScheme,
+    ring_counts::EndpointOrder,
 };
 use crate::{
     endpoint::Address,
-    policy::{Candidates, Choice, Member, PickContext, Policy},
+    policy::{Candidates, Choice, PickContext, Policy},
 };
 
 /// Sends equal keys to the same endpoint, by a [scheme](super#which-one-when) and a [`HashKey`].
 ///
-/// Written by its aliases: [`RingHash`](super::RingHash), [`Maglev`](super::Maglev),
-/// [`Rendezvous`](super::Rendezvous). Hosts are told apart by [`Target::hash_key`](crate::Target::hash_key), or their address as
-/// text where they have none; weights come from the endpoints. A host that is not available is passed over
-/// for the next one in the key's own order, and no other key moves; when it is back, so are
-/// its keys.
+/// Use it through its aliases: [`RingHash`](super::RingHash), [`Maglev`](super::Maglev),
+/// [`Rendezvous`](super::Rendezvous). Endpoints are told apart by their
+/// [`Target::hash_key`](crate::Target::hash_key), or by their address as text if they have none.
+/// Weights come from the endpoints. While an endpoint is not available, its keys go to the next one
+/// in their own order, and no other key moves. When it is available again, its keys return.
 ///
 /// ```
 /// use tower_lb::hash::{OnMissing, RingHash, borrowed};
@@ -33,16 +33,16 @@ use crate::{
 /// # let _ = (by_path, by_user);
 /// ```
 #[derive(Clone, Debug)]
-pub struct HashPolicy<C, K> {
-    scheme: C,
-    key: K,
+pub struct HashPolicy<Scheme, Key> {
+    scheme: Scheme,
+    key: Key,
     on_missing: OnMissing,
     hash_seed: u64,
     seed: Option<u64>,
 }
 
-impl<C: Scheme, F> HashPolicy<C, Bytes<F>> {
-    /// Spreads by bytes that every request lends: a path, a user's name.
+impl<Scheme: HashScheme, F> HashPolicy<Scheme, Bytes<F>> {
+    /// Spreads by bytes that every request has: a path, a user's name.
     pub fn by<Req>(key: F) -> Self
     where
         F: Fn(&Req) -> &[u8] + Send + Sync + 'static,
@@ -51,12 +51,14 @@ impl<C: Scheme, F> HashPolicy<C, Bytes<F>> {
     }
 }
 
-impl<C: Scheme, K> HashPolicy<C, K> {
-    /// Spreads by any key: one that may miss, is made, is a number, or a combination.
+impl<Scheme: HashScheme, Key> HashPolicy<Scheme, Key> {
+    /// Spreads by any kind of key.
+    ///
+    /// It may be missing, produced for the request, a number, or a combination of keys.
     #[must_use]
-    pub fn by_key(key: K) -> Self {
+    pub fn by_key(key: Key) -> Self {
         Self {
-            scheme: C::default(),
+            scheme: Scheme::default(),
             key,
             on_missing: OnMissing::default(),
             hash_seed: 0,
@@ -64,17 +66,17 @@ impl<C: Scheme, K> HashPolicy<C, K> {
         }
     }
 
-    /// Sets what becomes of a request without a key. Default: a random endpoint.
+    /// Sets what happens to a request without a key. Default: it goes to a random endpoint.
     #[must_use]
     pub const fn on_missing(mut self, on_missing: OnMissing) -> Self {
         self.on_missing = on_missing;
         self
     }
 
-    /// Sets the seed of the keys' hashes. Default 0, that of other implementations.
+    /// Sets the seed of the keys' hashes. Default 0, as in other implementations.
     ///
-    /// One that nobody knows keeps clients from choosing keys that all go to one endpoint. Every
-    /// process that is to agree needs the same one, and to change it moves nearly all keys.
+    /// A secret seed keeps clients from choosing keys that all go to one endpoint. All processes
+    /// that must agree need the same seed. Changing it moves nearly all keys.
     #[must_use]
     pub const fn hash_seed(mut self, seed: u64) -> Self {
         self.hash_seed = seed;
@@ -88,71 +90,64 @@ impl<C: Scheme, K> HashPolicy<C, K> {
         self
     }
 
-    /// Bounds the load of every endpoint to `bound` times the mean, see [`Bounded`].
+    /// Builds this policy's table for a list of keys and weights, without a balancer.
     ///
-    /// # Errors
-    ///
-    /// If it is below 1 or no finite number.
-    pub fn bounded(self, bound: f64) -> Result<Bounded<C, K>, HashSettingError> {
-        Bounded::new(self, bound)
-    }
-
-    /// Builds the table of this policy for a list of host keys and weights, without a balancer.
-    ///
-    /// Its positions are those of the list; hosts of weight 0 have no share, and of equal keys only the heaviest.
+    /// Positions are those of the list. Members of weight 0 have no share. Of members with equal
+    /// keys, only the heaviest has a share.
     ///
     /// ```
     /// use tower_lb::hash::{Maglev, hashed};
     ///
     /// let maglev = Maglev::by_key(hashed(|key: &u64| Some(*key)));
     /// let table = maglev.table_for([("10.0.0.1:80", 1), ("10.0.0.2:80", 2)]);
-    /// let hosts: Vec<usize> = table.replicas(b"user 7", 2).collect();
-    /// assert_eq!(hosts[0], table.owner(b"user 7").unwrap());
+    /// let members: Vec<usize> = table.replicas(b"user 7", 2).collect();
+    /// assert_eq!(members[0], table.owner(b"user 7").unwrap());
     /// ```
     pub fn table_for<'a>(
         &self,
-        hosts: impl IntoIterator<Item = (&'a str, u32)>,
-    ) -> HashTable<C::Table> {
-        self.build(Hosts::of_keys(hosts), None)
+        members: impl IntoIterator<Item = (&'a str, u32)>,
+    ) -> HashTable<Scheme::Table> {
+        self.build(KeyedMembers::of_keys(members), None)
     }
 
-    /// Builds the table of another list from one that this policy made before.
+    /// Builds the table of another list from a table that this policy made before.
     ///
-    /// The same table as [`table_for`](Self::table_for) makes, sooner: a balancer does so with each change.
+    /// The result equals that of [`table_for`](Self::table_for) but takes less time. A balancer
+    /// uses this way for each change.
     pub fn table_from<'a>(
         &self,
-        hosts: impl IntoIterator<Item = (&'a str, u32)>,
-        previous: &HashTable<C::Table>,
-    ) -> HashTable<C::Table> {
-        self.build(Hosts::of_keys(hosts), Some(previous))
+        members: impl IntoIterator<Item = (&'a str, u32)>,
+        previous: &HashTable<Scheme::Table>,
+    ) -> HashTable<Scheme::Table> {
+        self.build(KeyedMembers::of_keys(members), Some(previous))
     }
 
     pub(super) fn build(
         &self,
-        hosts: Hosts,
-        previous: Option<&HashTable<C::Table>>,
-    ) -> HashTable<C::Table> {
-        HashTable::new(&self.scheme, hosts, self.hash_seed, previous)
+        members: KeyedMembers,
+        previous: Option<&HashTable<Scheme::Table>>,
+    ) -> HashTable<Scheme::Table> {
+        HashTable::new(&self.scheme, members, self.hash_seed, previous)
     }
 
     /// Returns the hash that a request is placed by; `None` if it has no key.
     ///
-    /// What [`HashTable::order`] asks for.
-    pub fn hash_of<Req>(&self, request: &Req) -> Option<u64>
+    /// Pass it to [`HashTable::order`].
+    pub fn key_hash<Req>(&self, request: &Req) -> Option<u64>
     where
-        K: HashKey<Req>,
+        Key: HashKey<Req>,
     {
         self.key.hash(request, self.hash_seed)
     }
 
-    /// Returns the hash of a request's key, or what to answer without one.
+    /// Returns the hash of a request's key, or the choice to return if it has none.
     #[inline]
     pub(super) fn hash<Req>(&self, cx: &mut PickContext<'_, Req>) -> Result<u64, Choice>
     where
-        K: HashKey<Req>,
+        Key: HashKey<Req>,
     {
         let request = cx.request().ok_or(Choice::NeedsRequest)?;
-        match self.hash_of(request) {
+        match self.key_hash(request) {
             Some(hash) => Ok(hash),
             None if self.on_missing == OnMissing::Random => Ok(cx.random()),
             None => Err(Choice::MissingKey),
@@ -164,32 +159,32 @@ impl<C: Scheme, K> HashPolicy<C, K> {
     }
 }
 
-impl<K> HashPolicy<RingScheme, K> {
-    /// Sets the points of a host for each unit of its weight, 1 to 65 536. Default 256.
+impl<Key> HashPolicy<RingScheme, Key> {
+    /// Sets the points of an endpoint for each unit of its weight, 1 to 65 536. Default 256.
     ///
-    /// More of them share more evenly, to some `1 / sqrt(points)`, and cost memory and time to build. A
-    /// change of one host's weight, or of the set, moves only that host's keys.
+    /// More points make the shares more even, to some `1 / sqrt(points)`, but cost memory and build
+    /// time. A change of the set or of one endpoint's weight moves only that endpoint's keys.
     ///
-    /// With large weights, set fewer: a ring of more than eight million points has half as many for each unit, or a
-    /// quarter, and so on, and says so in a `warn` event. When the set grows or shrinks past that border, half
-    /// of all keys move.
+    /// With large weights, set fewer points. A ring of more than eight million points uses half as
+    /// many for each unit, or a quarter, and so on, and logs a `warn` event. When the set grows or
+    /// shrinks past that border, half of all keys move.
     ///
     /// # Errors
     ///
-    /// If it is none of these.
+    /// If `points` is 0 or above 65 536.
     pub fn points(mut self, points: u32) -> Result<Self, HashSettingError> {
         self.scheme.set_points(points)?;
         Ok(self)
     }
 
-    /// Sizes the ring as Envoy and gRPC do: by its number of points in all.
+    /// Sizes the ring as Envoy and gRPC do: by its total number of points.
     ///
-    /// `min` or more, so that the lightest host has whole ones, but at most `max`. Envoy's are 1 024 and 8 388 608,
-    /// gRPC's 1 024 and 4 096.
+    /// The ring has `min` points, or more if the lightest endpoint needs them to get whole points,
+    /// but at most `max`. Envoy uses 1 024 and 8 388 608, gRPC 1 024 and 4 096.
     ///
-    /// For rings that must be the same as theirs: a change of the set moves keys between hosts that did not
-    /// change, for each gets more points or fewer. A host may have none where there are fewer points
-    /// than hosts.
+    /// Use it only for rings that must equal theirs. A change of the set also moves keys between
+    /// endpoints that did not change, because each of these gets more or fewer points. With fewer
+    /// points than endpoints, some endpoints have none.
     ///
     /// # Errors
     ///
@@ -199,39 +194,46 @@ impl<K> HashPolicy<RingScheme, K> {
         Ok(self)
     }
 
-    /// Sets the order in which a ring of [`total`](Self::total) size deals out its points. Default: by key.
+    /// Sets the order in which a ring of [`total`](Self::total) size deals out its points.
+    ///
+    /// Default: by key.
     #[must_use]
-    pub fn host_order(mut self, order: HostOrder) -> Self {
+    pub fn endpoint_order(mut self, order: EndpointOrder) -> Self {
         self.scheme.set_order(order);
         self
     }
 }
 
-impl<K> HashPolicy<MaglevScheme, K> {
+impl<Key> HashPolicy<MaglevScheme, Key> {
     /// Sets the number of slots of the table, a prime up to 5 000 011. Default 65 537.
     ///
-    /// A hundred or more for each host keep the shares within 1 %. More move fewer keys between hosts
-    /// that did not change, and cost memory and time to build.
+    /// A hundred or more slots for each endpoint keep the shares within 1 %. More slots move fewer
+    /// keys between endpoints that did not change, but cost memory and build time.
     ///
     /// # Errors
     ///
-    /// If it is not prime, or too large.
+    /// If `slots` is not prime or is too large.
     pub fn table_size(mut self, slots: u32) -> Result<Self, HashSettingError> {
         self.scheme = MaglevScheme::new(slots)?;
         Ok(self)
     }
 }
 
-impl<C, K, A, S, Req> Policy<A, S, Req> for HashPolicy<C, K>
+#[diagnostic::do_not_recommend]
+impl<Scheme, Key, A, S, Req> Policy<A, S, Req> for HashPolicy<Scheme, Key>
 where
-    C: Scheme,
-    K: HashKey<Req>,
+    Scheme: HashScheme,
+    Key: HashKey<Req>,
     A: Address,
 {
-    type Table = HashTable<C::Table>;
+    type Table = HashTable<Scheme::Table>;
 
-    fn table(&self, members: &[Member<A, S>], previous: Option<&Self::Table>) -> Self::Table {
-        self.build(Hosts::of_members(members), previous)
+    fn table(
+        &self,
+        candidates: Candidates<'_, A, S>,
+        previous: Option<&Self::Table>,
+    ) -> Self::Table {
+        self.build(KeyedMembers::of_candidates(candidates), previous)
     }
 
     #[inline]
@@ -247,11 +249,19 @@ where
         };
         let is_left = |position| !candidates.is_narrowed() || candidates.contains(position);
         if candidates.is_narrowed() && candidates.iter().next().is_none() {
-            return Choice::None;
+            return Choice::Nobody;
         }
         table
             .find(hash, is_left)
-            .map_or(Choice::None, Choice::Member)
+            .map_or(Choice::Nobody, Choice::Member)
+    }
+
+    fn any_will_do(&self) -> bool {
+        true
+    }
+
+    fn hash_of(&self, cx: &mut PickContext<'_, Req>) -> Option<u64> {
+        self.key_hash(cx.request()?)
     }
 
     fn seed(&self) -> Option<u64> {

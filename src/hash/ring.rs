@@ -1,20 +1,19 @@
 use std::{cmp::Ordering, sync::Arc};
 
-use tracing::warn;
-
 use super::{
     error::HashSettingError,
-    hosts::{Host, Hosts},
+    hash_table::{HashScheme, Lookup, sealed::Sealed},
     key::hash_bytes,
-    table::{Lookup, Scheme, sealed::Sealed},
+    keyed_members::{KeyedMember, KeyedMembers},
+    ring_counts::{EndpointOrder, MOST_POINTS, counts_of_total, counts_per_weight},
 };
 
-/// The settings of a [`RingHash`](super::RingHash): how many points each host has.
+/// The settings of a [`RingHash`](super::RingHash) policy: how many points each endpoint has.
 #[derive(Clone, Debug)]
 pub struct RingScheme {
     sizing: Sizing,
-    /// In which a fixed total is dealt out.
-    order: HostOrder,
+    /// The order in which a fixed total is dealt out.
+    order: EndpointOrder,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -23,40 +22,31 @@ enum Sizing {
     Total { min: usize, max: usize },
 }
 
-/// The order in which hosts get the points of a ring of fixed size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HostOrder {
-    /// By their keys, so that the order of a list is of no account.
-    #[default]
-    ByKey,
-    /// As they are listed: that of the members in a balancer is the order in which they joined.
-    AsGiven,
-}
-
-/// Hosts at many points each of a ring of 2^64 places.
+/// Places each member at many points of a ring of 2^64 places.
 ///
-/// Point `j` of a host is at `XXH64(key + "_" + decimal(j))`; a key belongs to the first point at or after
-/// its own hash. Cost: a lookup is **O(log points)** and usually a few steps, for an index by the
-/// top bits leads to the few points around the place; 14 to 16 bytes a point.
+/// Point `j` of a member is at `XXH64(key + "_" + decimal(j))`. A key belongs to the first point at
+/// or after its own hash. Cost: a lookup is **O(log points)**, but usually takes a few steps,
+/// because an index by the top bits leads to the few points around the place. A point takes 14 to
+/// 16 bytes.
 ///
 /// Source: Karger et al., "Consistent Hashing and Random Trees", STOC 1997; the points are those of
 /// Envoy's `RING_HASH` and gRPC's `ring_hash` (A42).
 #[derive(Debug)]
 pub struct RingTable {
     points: Arc<Points>,
-    /// The number of points of each host, as long as it may be picked.
+    /// The number of points of each member, 0 if it may not be picked.
     counts: Box<[u32]>,
 }
 
 #[derive(Debug, Default)]
 struct Points {
     len: usize,
-    /// Followed by [`PADDING`] of the largest hash.
+    /// The points' hashes, followed by [`PADDING`] copies of the largest hash.
     hashes: Vec<u64>,
-    /// The position of the host at each point. Followed by the first one, for past the last point comes the first.
+    /// The position of the member at each point. A copy of the first one follows, because the first
+    /// point comes after the last.
     owners: Vec<u32>,
-    /// For each value of a hash's top bits, the first point that has it or a larger one.
+    /// The first point at or after the start of each range of hashes with equal top bits.
     index: Vec<u32>,
     shift: u32,
 }
@@ -82,15 +72,15 @@ impl RingScheme {
         Ok(())
     }
 
-    pub(super) const fn set_order(&mut self, order: HostOrder) {
+    pub(super) const fn set_order(&mut self, order: EndpointOrder) {
         self.order = order;
     }
 
-    /// Returns how many points each host is to have.
-    fn counts(&self, hosts: &[Host]) -> Box<[u32]> {
+    /// Returns how many points each member gets.
+    fn counts(&self, members: &[KeyedMember]) -> Box<[u32]> {
         match self.sizing {
-            Sizing::PerWeight(points) => counts_per_weight(hosts, points),
-            Sizing::Total { min, max } => counts_of_total(hosts, min, max, self.order),
+            Sizing::PerWeight(points) => counts_per_weight(members, points),
+            Sizing::Total { min, max } => counts_of_total(members, min, max, self.order),
         }
     }
 }
@@ -99,7 +89,7 @@ impl Default for RingScheme {
     fn default() -> Self {
         Self {
             sizing: Sizing::PerWeight(POINTS_A_UNIT),
-            order: HostOrder::default(),
+            order: EndpointOrder::default(),
         }
     }
 }
@@ -107,27 +97,31 @@ impl Default for RingScheme {
 impl Sealed for RingScheme {}
 impl Sealed for RingTable {}
 
-impl Scheme for RingScheme {
+impl HashScheme for RingScheme {
     type Table = RingTable;
 
-    fn build(&self, hosts: &Hosts, previous: Option<(&Hosts, &RingTable)>) -> RingTable {
-        let mut counts = self.counts(hosts.as_slice());
-        for (count, host) in counts.iter_mut().zip(hosts.as_slice()) {
-            *count *= u32::from(host.is_candidate);
+    fn build(
+        &self,
+        members: &KeyedMembers,
+        previous: Option<(&KeyedMembers, &RingTable)>,
+    ) -> RingTable {
+        let mut counts = self.counts(members.as_slice());
+        for (count, member) in counts.iter_mut().zip(members.as_slice()) {
+            *count *= u32::from(member.is_candidate);
         }
         if let Some((before, ring)) = previous {
-            if before == hosts && ring.counts == counts {
+            if before == members && ring.counts == counts {
                 let points = ring.points.clone();
                 return RingTable { points, counts };
             }
         }
-        let points = Arc::new(Points::build(hosts, &counts, previous));
+        let points = Arc::new(Points::build(members, &counts, previous));
         RingTable { points, counts }
     }
 }
 
 impl RingTable {
-    /// Returns every point of the ring in order: its hash, and the position of its host.
+    /// Returns every point of the ring in order: its hash, and its member's position.
     pub fn points(&self) -> impl Iterator<Item = (u64, usize)> {
         let Points {
             len,
@@ -141,23 +135,27 @@ impl RingTable {
 }
 
 impl Points {
-    /// Makes the points of all hosts, or takes them from the ring before where they have not changed.
+    /// Builds the points of all members. Reuses those of the previous ring that have not changed.
     ///
-    /// **O(points)** if most have not, else O(points log points).
-    fn build(hosts: &Hosts, counts: &[u32], previous: Option<(&Hosts, &RingTable)>) -> Self {
-        // Ties go to the lesser key: its rank among the hosts.
-        let mut rank = vec![0; hosts.positions()];
-        for (i, host) in hosts.as_slice().iter().enumerate() {
-            rank[host.position as usize] = i;
+    /// **O(points)** if most have not changed, otherwise O(points log points).
+    fn build(
+        members: &KeyedMembers,
+        counts: &[u32],
+        previous: Option<(&KeyedMembers, &RingTable)>,
+    ) -> Self {
+        // Of points with equal hashes, the one with the lesser key comes first.
+        let mut rank = vec![0; members.positions()];
+        for (i, member) in members.as_slice().iter().enumerate() {
+            rank[member.position as usize] = i;
         }
         let order = |a: &(u64, u32), b: &(u64, u32)| {
             let by_key = || rank[a.1 as usize].cmp(&rank[b.1 as usize]);
             a.0.cmp(&b.0).then_with(by_key)
         };
-        let (kept, changed) = compare(hosts, counts, previous);
+        let (kept, changed) = compare(members, counts, previous);
         let mut new = Vec::new();
-        for host in changed {
-            push_points(&hosts.as_slice()[host], counts[host], &mut new);
+        for member in changed {
+            push_points(&members.as_slice()[member], counts[member], &mut new);
         }
         new.sort_unstable_by(order);
         let total: u32 = counts.iter().sum();
@@ -174,7 +172,7 @@ impl Points {
         all
     }
 
-    /// Adds the points of the ring before that are kept, and the new ones, in order.
+    /// Adds the kept points of the previous ring and the new points, in order.
     fn merge(
         &mut self,
         old: Option<&Self>,
@@ -202,11 +200,11 @@ impl Points {
         self.keep(&hashes[from..], &owners[from..], kept);
     }
 
-    /// Adds those points of a list whose hosts keep them.
+    /// Adds the listed points whose members keep them.
     fn keep(&mut self, mut hashes: &[u64], mut owners: &[u32], kept: &[u32]) {
         let is_gone = |&owner: &u32| kept[owner as usize] == GONE;
         while !owners.is_empty() {
-            // Run by run, which copies faster than point by point.
+            // Copying whole runs is faster than copying point by point.
             let run = owners.iter().position(is_gone).unwrap_or(owners.len());
             self.hashes.extend_from_slice(&hashes[..run]);
             let owners_now = owners[..run].iter().map(|&owner| kept[owner as usize]);
@@ -221,13 +219,13 @@ impl Points {
         self.owners.push(owner);
     }
 
-    /// Makes the index: one to two points for each of its entries.
+    /// Builds the index, with one to two points for each entry.
     fn make_index(&mut self) {
         let bits = self.len.max(2).ilog2();
         self.shift = u64::BITS - bits;
         self.index = vec![GONE; 1 << bits];
-        // Backwards, so that of the points of one entry the first is written last. No branch, for half of
-        // them would be mispredicted.
+        // Backwards, so that the first of an entry's points is written last. There is no branch,
+        // because half of them would be mispredicted.
         for (point, hash) in self.hashes[..self.len].iter().enumerate().rev() {
             self.index[(hash >> self.shift) as usize] = point as u32;
         }
@@ -238,12 +236,15 @@ impl Points {
         }
     }
 
-    /// Returns the first point at or after `hash`; the number of points if that is past the last one.
+    /// Returns the first point at or after `hash`.
+    ///
+    /// If there is none, it returns the number of points.
     #[inline]
     fn at_or_after(&self, hash: u64) -> usize {
         let entry = (hash >> self.shift) as usize;
         let from = self.index[entry] as usize;
-        // The place is among the next few: to compare with all of them costs less than to guess which.
+        // The place is among the next few points. Comparing all of them costs less than a
+        // mispredicted branch.
         let next = &self.hashes[from..from + PADDING];
         let before: usize = next.iter().map(|&point| usize::from(point < hash)).sum();
         if before < PADDING {
@@ -253,7 +254,7 @@ impl Points {
         }
     }
 
-    /// Finds the point where an entry of the index has many.
+    /// Finds the point when an entry of the index has many.
     #[cold]
     fn farther_on(&self, entry: usize, from: usize, hash: u64) -> usize {
         let to = self
@@ -265,7 +266,7 @@ impl Points {
 }
 
 impl Lookup for RingTable {
-    /// The next point, and how many are left.
+    /// The next point, and how many points are left.
     type Cursor = (usize, usize);
 
     #[inline]
@@ -286,13 +287,13 @@ impl Lookup for RingTable {
     }
 }
 
-/// Finds which hosts keep their points, by their position before, and which are to get new ones.
+/// Finds which members keep their points, by previous position, and which need new ones.
 ///
-/// Both lists of hosts are in the order of their keys.
+/// Both lists are sorted by key.
 fn compare(
-    hosts: &Hosts,
+    members: &KeyedMembers,
     counts: &[u32],
-    previous: Option<(&Hosts, &RingTable)>,
+    previous: Option<(&KeyedMembers, &RingTable)>,
 ) -> (Vec<u32>, Vec<usize>) {
     let mut kept = vec![GONE; previous.map_or(0, |(before, _)| before.positions())];
     let before = previous.into_iter().flat_map(|(before, ring)| {
@@ -301,84 +302,39 @@ fn compare(
     });
     let mut before = before.peekable();
     let mut changed = Vec::new();
-    for (i, host) in hosts.as_slice().iter().enumerate() {
-        while before.next_if(|(old, _)| old.key < host.key).is_some() {}
-        let same = |&(old, count): &(&Host, u32)| old.key == host.key && count == counts[i];
+    for (i, member) in members.as_slice().iter().enumerate() {
+        while before.next_if(|(old, _)| old.key < member.key).is_some() {}
+        let same =
+            |&(old, count): &(&KeyedMember, u32)| old.key == member.key && count == counts[i];
         match before.next_if(same) {
-            Some((old, _)) => kept[old.position as usize] = host.position,
+            Some((old, _)) => kept[old.position as usize] = member.position,
             None => changed.push(i),
         }
     }
     (kept, changed)
 }
 
-/// Adds the points of a host.
-fn push_points(host: &Host, count: u32, points: &mut Vec<(u64, u32)>) {
+/// Adds the points of a member.
+fn push_points(member: &KeyedMember, count: u32, points: &mut Vec<(u64, u32)>) {
     use std::fmt::Write;
 
-    let mut name = format!("{}_", host.key);
+    let mut name = format!("{}_", member.key);
     let prefix = name.len();
     for point in 0..count {
         name.truncate(prefix);
         // Writing to a string does not fail.
         let _ = write!(name, "{point}");
-        points.push((hash_bytes(name.as_bytes(), 0), host.position));
+        points.push((hash_bytes(name.as_bytes(), 0), member.position));
     }
 }
 
-/// So many points for each unit of weight, halved as often as it takes not to have more than the most.
-fn counts_per_weight(hosts: &[Host], points: u32) -> Box<[u32]> {
-    let sum: u64 = hosts.iter().map(|host| u64::from(host.weight)).sum();
-    // At most 2^32 hosts of a weight below 2^32, and 2^16 points: 80 bits.
-    let total = u128::from(sum) * u128::from(points);
-    let mut halvings = 0;
-    while total >> halvings > MOST_POINTS as u128 {
-        halvings += 1;
-    }
-    if halvings > 0 {
-        warn!(
-            total,
-            most = MOST_POINTS,
-            halvings,
-            "too many points for a ring: fewer points a unit of weight suit such weights"
-        );
-    }
-    let count = |host: &Host| (u64::from(host.weight) * u64::from(points)) >> halvings;
-    hosts.iter().map(|host| count(host).max(1) as u32).collect()
-}
-
-/// Envoy's and gRPC's sizing, in their arithmetic: the lightest host gets whole points.
-fn counts_of_total(hosts: &[Host], min: usize, max: usize, order: HostOrder) -> Box<[u32]> {
-    let sum: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
-    let share = |host: &Host| f64::from(host.weight) / sum;
-    let least = hosts.iter().map(share).fold(1.0, f64::min);
-    let scale = ((least * min as f64).ceil() / least).min(max as f64);
-    let mut in_order: Vec<usize> = (0..hosts.len()).collect();
-    if order == HostOrder::AsGiven {
-        in_order.sort_by_key(|&host| hosts[host].position);
-    }
-    let mut counts = vec![0; hosts.len()];
-    let (mut current, mut target) = (0.0, 0.0);
-    for host in in_order {
-        target += scale * share(&hosts[host]);
-        while current < target {
-            counts[host] += 1;
-            current += 1.0;
-        }
-    }
-    counts.into()
-}
-
-/// No position and no point: there are at most eight million of either.
+/// Stands for no position or no point. There are at most eight million of either.
 const GONE: u32 = u32::MAX;
 
-/// How many points a lookup compares at once: rarely are more than so many of one index entry before a hash.
+/// How many points a lookup compares at once. An index entry rarely has more points than this
+/// before a hash.
 const PADDING: usize = 4;
 
-/// Shares are even to some 6 % then (1 / sqrt 256); a host of weight 1 takes 4 kB.
+/// Makes shares even to some 6 % (1 / sqrt 256). A member of weight 1 takes 4 kB.
 const POINTS_A_UNIT: u32 = 256;
 const MOST_POINTS_A_UNIT: u32 = 1 << 16;
-
-/// Eight million points, 130 MB: weights of 100 for 320 hosts, or 32 000 hosts of weight 1. The limit of Envoy's
-/// configuration, too.
-const MOST_POINTS: usize = 1 << 23;

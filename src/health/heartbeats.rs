@@ -1,10 +1,10 @@
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::BinaryHeap,
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,13 +14,19 @@ use tokio::time::{Instant, Sleep};
 use tower::{Layer, discover::Change};
 use tracing::{info, warn};
 
-use crate::endpoint::{Address, Endpoint};
+use crate::{
+    endpoint::{Address, Endpoint, EndpointMap},
+    upstream::{DiscoverEndpoints, Upstream},
+};
 
-/// Takes the heartbeats that backends push, and makes those unhealthy whose last one is too old.
+/// Makes an endpoint unhealthy when the heartbeats that its backend pushes stop.
 ///
-/// A cheap handle whose clones are the same one, and a layer between discovery and the balancer: one for each balancer. An
-/// endpoint that has just joined counts as having beaten then. The next beat makes it available again, as far
-/// as heartbeats go: failed checks and ejections still count.
+/// A cheap handle: clones share the same state. It is also a layer between discovery and the
+/// balancer. Use one for each balancer.
+///
+/// An endpoint that has just joined counts as having sent a heartbeat at that moment. After a
+/// silence, the next heartbeat withdraws the objection of this layer. The endpoint stays
+/// unavailable while a failed check or an ejection still counts against it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,33 +46,32 @@ use crate::endpoint::{Address, Endpoint};
 /// # Ok::<_, tower::BoxError>(()) })?;
 /// # Ok::<_, tower::BoxError>(())
 /// ```
-pub struct Heartbeats<A> {
+pub struct Heartbeats<A = std::net::SocketAddr> {
     ttl: Duration,
-    pulses: Arc<Mutex<Pulses<A>>>,
+    endpoints: Arc<Mutex<Expected<A>>>,
 }
 
 pin_project! {
-    /// Discovery whose endpoints are to send heartbeats, made by [`Heartbeats`].
-    pub struct HeartbeatDiscover<D, A> {
+    /// Discovery whose endpoints must send heartbeats, made by [`Heartbeats`].
+    pub struct HeartbeatDiscover<D, A = std::net::SocketAddr> {
         #[pin]
-        discover: D,
+        upstream: Upstream<D>,
         heartbeats: Heartbeats<A>,
         timer: Option<Pin<Box<Sleep>>>,
-        has_ended: bool,
     }
 }
 
-struct Pulses<A> {
-    by_endpoint: HashMap<Endpoint<A>, Pulse>,
-    by_id: HashMap<u64, Endpoint<A>>,
-    next_id: u64,
-    /// When to look after whom: at the earliest that it may be too late. Some of them may be gone.
+/// The endpoints that must send heartbeats.
+struct Expected<A> {
+    map: EndpointMap<A, Beats>,
+    /// When to look at each endpoint next: the earliest moment at which its heartbeat can be late.
+    /// Entries of endpoints that have left stay until they are due.
     due: BinaryHeap<Reverse<(Instant, u64)>>,
 }
 
+/// The last heartbeat of one endpoint.
 #[derive(Debug)]
-struct Pulse {
-    id: u64,
+struct Beats {
     last: Instant,
     is_silent: bool,
 }
@@ -74,114 +79,104 @@ struct Pulse {
 impl<A: Address> Heartbeats<A> {
     /// Makes an endpoint unhealthy when its last heartbeat is older than `ttl`.
     ///
-    /// A few times the interval at which backends beat, so that a lost one does no harm.
+    /// Choose a few times the interval at which backends send heartbeats. Then a lost heartbeat
+    /// does no harm.
     #[must_use]
     pub fn new(ttl: Duration) -> Self {
         Self {
             ttl,
-            pulses: Arc::new(Mutex::new(Pulses {
-                by_endpoint: HashMap::new(),
-                by_id: HashMap::new(),
-                next_id: 0,
+            endpoints: Arc::new(Mutex::new(Expected {
+                map: EndpointMap::default(),
                 due: BinaryHeap::new(),
             })),
         }
     }
 
-    /// Takes a heartbeat; says whether there is such an endpoint. A short lock, **O(1)**.
+    /// Records a heartbeat; returns whether the endpoint is known.
+    ///
+    /// Takes a lock for a short time. Cost: **O(1)**.
     pub fn beat(&self, address: &A) -> bool {
-        let mut pulses = self.pulses();
-        let Some(pulse) = pulses.by_endpoint.get_mut(address) else {
+        let mut expected = self.expected();
+        let Some(id) = expected.map.id(address) else {
             return false;
         };
-        pulse.last = Instant::now();
-        if std::mem::take(&mut pulse.is_silent) {
-            let (id, last) = (pulse.id, pulse.last);
-            let endpoint = pulses.by_id[&id].clone();
-            pulses.look_after(id, last, self.ttl);
+        let Some((endpoint, beats)) = expected.map.get_mut(id) else {
+            return false;
+        };
+        beats.last = Instant::now();
+        if std::mem::take(&mut beats.is_silent) {
+            let (endpoint, last) = (endpoint.clone(), beats.last);
+            expected.look_after(id, last, self.ttl);
             info!(%endpoint, "heartbeats are back");
-            // Under the lock, as `look` does, so that the last word is that of who knows last. It wakes the driver,
-            // which then sees when it is to look again.
+            // Under the lock, as in `look`: the two calls of `set_silent` then happen in the order
+            // of the decisions. The call wakes the driver, which sets its timer for the new entry.
             endpoint.set_silent(false);
         }
         true
     }
 
-    /// Marks who is too late, and returns when to look again.
+    /// Makes the endpoints unhealthy whose heartbeats are late; returns when to look again.
     fn look(&self, now: Instant) -> Option<Instant> {
-        let mut pulses = self.pulses();
+        let mut expected = self.expected();
         loop {
-            let &Reverse((at, id)) = pulses.due.peek()?;
+            let &Reverse((at, id)) = expected.due.peek()?;
             if at > now {
                 return Some(at);
             }
-            pulses.due.pop();
-            let Some(endpoint) = pulses.by_id.get(&id).cloned() else {
+            expected.due.pop();
+            let Some((endpoint, beats)) = expected.map.get_mut(id) else {
                 continue;
             };
-            let Some(pulse) = pulses.by_endpoint.get_mut(&endpoint) else {
-                continue;
-            };
-            let last = pulse.last;
+            let last = beats.last;
             if now.saturating_duration_since(last) < self.ttl {
-                pulses.look_after(id, last, self.ttl);
+                expected.look_after(id, last, self.ttl);
             } else {
-                pulse.is_silent = true;
+                beats.is_silent = true;
                 warn!(%endpoint, ttl = ?self.ttl, "no heartbeat for too long: unhealthy");
                 endpoint.set_silent(true);
             }
         }
     }
 
-    fn pulses(&self) -> MutexGuard<'_, Pulses<A>> {
+    fn expected(&self) -> MutexGuard<'_, Expected<A>> {
         // Nothing under this lock panics halfway through a change.
-        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<A: Address> Pulses<A> {
+impl<A: Address> Expected<A> {
     fn insert(&mut self, endpoint: Endpoint<A>, now: Instant, ttl: Duration) {
-        self.remove(&endpoint);
-        let id = self.next_id;
-        self.next_id += 1;
-        let pulse = Pulse {
-            id,
+        // The service that this one replaces may have been silent.
+        endpoint.set_silent(false);
+        let beats = Beats {
             last: now,
             is_silent: false,
         };
-        // Whatever was said of a service that this one replaces.
-        endpoint.set_silent(false);
-        self.by_endpoint.insert(endpoint.clone(), pulse);
-        self.by_id.insert(id, endpoint);
+        let (id, _) = self.map.insert(endpoint, beats);
         self.look_after(id, now, ttl);
     }
 
-    fn remove(&mut self, endpoint: &Endpoint<A>) {
-        if let Some(pulse) = self.by_endpoint.remove(endpoint) {
-            self.by_id.remove(&pulse.id);
-        }
-    }
-
     fn look_after(&mut self, id: u64, last: Instant, ttl: Duration) {
-        // A ttl beyond the clock's end is never over.
+        // A `ttl` that the clock cannot represent never ends.
         if let Some(at) = last.checked_add(ttl) {
             self.due.push(Reverse((at, id)));
         }
     }
 }
 
-impl<D, A, S> Layer<D> for Heartbeats<A>
+impl<D, A> Layer<D> for Heartbeats<A>
 where
-    D: TryStream<Ok = Change<Endpoint<A>, S>>,
+    D: DiscoverEndpoints<Address = A>,
 {
     type Service = HeartbeatDiscover<D, A>;
 
     fn layer(&self, discover: D) -> Self::Service {
         HeartbeatDiscover {
-            discover,
+            upstream: Upstream::new(discover),
             heartbeats: self.clone(),
             timer: None,
-            has_ended: false,
         }
     }
 }
@@ -195,28 +190,23 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        // 1. What discovery says, before the timer is set for it.
-        let mut item = Poll::Pending;
-        if !*this.has_ended {
-            item = this
-                .discover
-                .try_poll_next(cx)?
-                .map(|change| change.map(Ok));
-            let mut pulses = this.heartbeats.pulses();
-            match &item {
-                Poll::Ready(Some(Ok(Change::Insert(endpoint, _)))) => {
-                    pulses.insert(endpoint.clone(), Instant::now(), this.heartbeats.ttl);
-                }
-                Poll::Ready(Some(Ok(Change::Remove(endpoint)))) => pulses.remove(endpoint),
-                Poll::Ready(None) => *this.has_ended = true,
-                _ => {}
+        // 1. The change from discovery. It comes first, because it may change when the timer must
+        // fire.
+        let heartbeats = this.heartbeats;
+        let has_endpoints = || !heartbeats.expected().map.is_empty();
+        let item = this.upstream.poll_change(cx, has_endpoints);
+        match &item {
+            Poll::Ready(Some(Ok(Change::Insert(endpoint, _)))) => {
+                let mut expected = heartbeats.expected();
+                expected.insert(endpoint.clone(), Instant::now(), heartbeats.ttl);
             }
-            if *this.has_ended && !pulses.by_id.is_empty() {
-                item = Poll::Pending;
+            Poll::Ready(Some(Ok(Change::Remove(endpoint)))) => {
+                heartbeats.expected().map.remove(endpoint);
             }
+            _ => {}
         }
-        // 2. Who is too late. Pending: the timer has registered the waker.
-        while let Some(at) = this.heartbeats.look(Instant::now()) {
+        // 2. The endpoints whose heartbeats are late. Pending: the timer has registered the waker.
+        while let Some(at) = heartbeats.look(Instant::now()) {
             let timer = this
                 .timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
@@ -227,7 +217,7 @@ where
                 break;
             }
         }
-        Poll::Ready(ready!(item))
+        item
     }
 }
 
@@ -235,7 +225,7 @@ impl<A> Clone for Heartbeats<A> {
     fn clone(&self) -> Self {
         Self {
             ttl: self.ttl,
-            pulses: self.pulses.clone(),
+            endpoints: self.endpoints.clone(),
         }
     }
 }
@@ -251,7 +241,7 @@ impl<A> fmt::Debug for Heartbeats<A> {
 impl<D: fmt::Debug, A> fmt::Debug for HeartbeatDiscover<D, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeartbeatDiscover")
-            .field("discover", &self.discover)
+            .field("discover", self.upstream.get_ref())
             .field("heartbeats", &self.heartbeats)
             .finish_non_exhaustive()
     }

@@ -7,41 +7,50 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::{Stream, TryStream};
 use http::{
     HeaderValue, Method, Request, Response, Uri,
     header::HOST,
     uri::{Authority, Scheme},
 };
 use pin_project_lite::pin_project;
-use tower::{
-    BoxError, Layer, Service,
-    discover::{Change, Discover},
-    load::Load,
-};
+use tower::{BoxError, Layer, Service};
 use tracing::warn;
 
 use crate::{
+    discover::{
+        SealedWrap,
+        discovery::{EachDiscover, WrapEach},
+    },
     endpoint::{Address, Endpoint},
-    metric::{InFlight, TotalInFlight},
+    metric::forward_metrics,
+    upstream::DiscoverEndpoints,
 };
 
-/// Writes the endpoint's address into each request's URI, so that one pooled client serves all endpoints.
+/// Writes the endpoint's address into each request's URI, so that one pooled client serves all
+/// endpoints.
 ///
-/// hyper-util's client and others keep connections by scheme and authority: with the address there, each endpoint
-/// has its own. The `Host` header stays what the request says, or becomes what its URI has named; a URI without a scheme gets
-/// `http`. With TLS, the name that certificates are checked against is the connector's: set it there
-/// (`with_server_name_resolver` of hyper-rustls' builder), or they are checked against the endpoint's address.
+/// A pooled client such as hyper-util's keeps connections by scheme and authority. With the
+/// endpoint's address in the URI, each endpoint has connections of its own.
 ///
-/// Over HTTP/2 the name of the service is in `:authority`, which is what the URI says, and a `Host` header that differs is an error
-/// (RFC 9113, section 8.3.1). So take a client for each endpoint there, whose connector goes to the endpoint whatever the URI says,
-/// as `examples/hyper_client.rs` does: name and TLS are as without a balancer. Or, where servers need no name,
-/// [`without_host`](Self::without_host).
+/// The `Host` header keeps the request's value. If the request has none, it becomes the authority
+/// that the URI named before. A URI without a scheme gets `http`.
 ///
-/// `CONNECT` names its aim, not the server, by its URI: such a request fails. An endpoint whose address is no
-/// authority is never ready, with an event at `warn`.
+/// With TLS, the connector decides which name certificates are checked against. Set that name there
+/// (`with_server_name_resolver` of hyper-rustls' builder). Otherwise they are checked against the
+/// endpoint's address.
 ///
-/// The endpoint is in the extensions of the response, as an [`Endpoint`], and named by the error: [`EndpointError`].
+/// Over HTTP/2 the name of the service is in `:authority`, which comes from the URI. A `Host`
+/// header that differs from it is an error (RFC 9113, section 8.3.1). So for HTTP/2, give each
+/// endpoint a client of its own, as `examples/hyper_client.rs` does. Its connector goes to the
+/// endpoint whatever the URI says, and name and TLS work as without a balancer. If the servers need
+/// no name, use [`without_host`](Self::without_host) instead.
+///
+/// A `CONNECT` request fails, because its URI names its destination and not the server. An endpoint
+/// whose address is not an authority gets no requests: it never becomes ready, and an event at
+/// `warn` reports it.
+///
+/// The response has the [`Endpoint`] in its extensions. An error names the endpoint:
+/// [`EndpointError`].
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -70,57 +79,48 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 ///
-/// Cost of a request: the new URI and header, and two clones of reference-counted handles.
+/// Cost of a request: the new URI and header, two clones of the endpoint's handle, and an entry in
+/// the response's extensions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AuthorityLayer {
-    host: Host,
+    host: HostHeader,
 }
 
-/// What becomes of the name that a request is for.
+/// What happens to the `Host` header, which names the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Host {
+enum HostHeader {
     #[default]
     Kept,
     Dropped,
 }
 
-/// A service that is sent requests for its endpoint; see [`AuthorityLayer`].
+/// A service that directs requests to its endpoint's address; see [`AuthorityLayer`].
 #[derive(Clone)]
-pub struct ToAuthority<S, A> {
+pub struct ToAuthority<S, A = std::net::SocketAddr> {
     service: S,
     endpoint: Endpoint<A>,
-    /// `None` if the address is none.
+    /// `None` if the address is not an authority.
     authority: Option<Authority>,
-    host: Host,
-}
-
-pin_project! {
-    /// Discovery whose services are sent requests for their endpoints; made by [`AuthorityLayer`].
-    #[derive(Debug)]
-    pub struct AuthorityDiscover<D> {
-        #[pin]
-        discover: D,
-        host: Host,
-    }
+    host: HostHeader,
 }
 
 pin_project! {
     /// The response future of a [`ToAuthority`].
-    pub struct AuthorityFuture<F, A> {
+    pub struct AuthorityFuture<F, A = std::net::SocketAddr> {
         #[pin]
         future: Option<F>,
         endpoint: Endpoint<A>,
     }
 }
 
-/// Says which endpoint a request has failed at.
+/// Names the endpoint at which a request failed.
 #[derive(Clone, Debug)]
 pub struct EndpointError {
     endpoint: String,
     source: Arc<BoxError>,
 }
 
-/// Says that an endpoint's address is no authority that a URI could have, or that the request is one for `CONNECT`.
+/// Reports an endpoint address that is not a URI authority, or a `CONNECT` request.
 #[derive(Clone, Copy, Debug)]
 pub struct NoAuthority;
 
@@ -128,59 +128,45 @@ impl AuthorityLayer {
     /// Creates the layer.
     #[must_use]
     pub const fn new() -> Self {
-        Self { host: Host::Kept }
+        Self {
+            host: HostHeader::Kept,
+        }
     }
 
-    /// Sends no `Host` header, not the request's own either: for HTTP/2, to servers that need not know the service's name.
+    /// Sends no `Host` header, and removes the request's own.
+    ///
+    /// Use it for HTTP/2, with servers that do not need the service's name.
     #[must_use]
     pub const fn without_host(mut self) -> Self {
-        self.host = Host::Dropped;
+        self.host = HostHeader::Dropped;
         self
     }
 }
 
-impl<D, A> Layer<D> for AuthorityLayer
-where
-    D: Discover<Key = Endpoint<A>>,
-{
-    type Service = AuthorityDiscover<D>;
+impl<D: DiscoverEndpoints> Layer<D> for AuthorityLayer {
+    type Service = EachDiscover<D, Self>;
 
     fn layer(&self, discover: D) -> Self::Service {
-        AuthorityDiscover {
-            discover,
-            host: self.host,
-        }
+        EachDiscover::new(discover, *self)
     }
 }
 
-impl<D, A, S> Stream for AuthorityDiscover<D>
-where
-    D: TryStream<Ok = Change<Endpoint<A>, S>>,
-    A: Address,
-{
-    type Item = Result<Change<Endpoint<A>, ToAuthority<S, A>>, D::Error>;
+impl SealedWrap for AuthorityLayer {}
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.project();
-        let change = ready!(this.discover.try_poll_next(cx)?);
-        Poll::Ready(change.map(|change| {
-            Ok(match change {
-                Change::Insert(endpoint, service) => {
-                    let authority = authority(&endpoint.to_string());
-                    if authority.is_none() {
-                        warn!(%endpoint, "its address is no authority of a URI: it gets no requests");
-                    }
-                    let service = ToAuthority {
-                        service,
-                        endpoint: endpoint.clone(),
-                        authority,
-                        host: *this.host,
-                    };
-                    Change::Insert(endpoint, service)
-                }
-                Change::Remove(endpoint) => Change::Remove(endpoint),
-            })
-        }))
+impl<A: Address, S> WrapEach<Endpoint<A>, S> for AuthorityLayer {
+    type Service = ToAuthority<S, A>;
+
+    fn wrap(&self, endpoint: &Endpoint<A>, service: S) -> ToAuthority<S, A> {
+        let authority = authority(&endpoint.to_string());
+        if authority.is_none() {
+            warn!(%endpoint, "its address is no authority of a URI: it gets no requests");
+        }
+        ToAuthority {
+            service,
+            endpoint: endpoint.clone(),
+            authority,
+            host: self.host,
+        }
     }
 }
 
@@ -191,7 +177,7 @@ impl<S, A> ToAuthority<S, A> {
     }
 }
 
-/// Reads host and port, with nothing before or after them.
+/// Parses a host with an optional port; `None` if the address has anything before or after them.
 fn authority(address: &str) -> Option<Authority> {
     let authority = Authority::from_str(address).ok()?;
     let is_well = match authority.port_u16() {
@@ -201,8 +187,13 @@ fn authority(address: &str) -> Option<Authority> {
     is_well.then_some(authority)
 }
 
-/// Sends the request to `authority`; `None` if its URI cannot have one.
-fn direct<B>(mut request: Request<B>, authority: &Authority, host: Host) -> Option<Request<B>> {
+/// Points the request's URI at `authority`; `None` for `CONNECT` and for a URI that cannot have
+/// one.
+fn direct<B>(
+    mut request: Request<B>,
+    authority: &Authority,
+    host: HostHeader,
+) -> Option<Request<B>> {
     if request.method() == Method::CONNECT {
         return None;
     }
@@ -213,11 +204,11 @@ fn direct<B>(mut request: Request<B>, authority: &Authority, host: Host) -> Opti
         parts.path_and_query = Some("/".parse().ok()?);
     }
     *request.uri_mut() = Uri::from_parts(parts).ok()?;
-    if host == Host::Dropped {
+    if host == HostHeader::Dropped {
         request.headers_mut().remove(HOST);
     } else if let Some(before) = before {
         if !request.headers().contains_key(HOST) {
-            // Without user and password, which are nobody's to know.
+            // Without user and password, which must not be passed on.
             let host = before.as_str().rsplit('@').next()?;
             let host = HeaderValue::from_str(host).ok()?;
             request.headers_mut().insert(HOST, host);
@@ -313,25 +304,7 @@ impl fmt::Display for NoAuthority {
 
 impl Error for NoAuthority {}
 
-impl<S: Load, A> Load for ToAuthority<S, A> {
-    type Metric = S::Metric;
-
-    fn load(&self) -> S::Metric {
-        self.service.load()
-    }
-}
-
-impl<S: InFlight, A> InFlight for ToAuthority<S, A> {
-    fn in_flight(&self) -> usize {
-        self.service.in_flight()
-    }
-}
-
-impl<S: TotalInFlight, A> TotalInFlight for ToAuthority<S, A> {
-    fn total_in_flight(&self) -> usize {
-        self.service.total_in_flight()
-    }
-}
+forward_metrics!([S, A] ToAuthority<S, A>: Load, InFlight, TotalInFlight);
 
 impl<S: fmt::Debug, A: fmt::Display> fmt::Debug for ToAuthority<S, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

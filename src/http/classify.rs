@@ -1,7 +1,7 @@
 use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 
 use super::ClassifyEnd;
-use crate::load::{Classify, Outcome};
+use crate::outcome::{Classify, Outcome};
 
 /// Classifies HTTP answers by their status.
 ///
@@ -9,22 +9,23 @@ use crate::load::{Classify, Outcome};
 /// |---|---|
 /// | an error, 5xx | failure |
 /// | 429 with `Retry-After` | failure: the server is at its limit |
-/// | other 4xx | ignored: the request's own fault |
+/// | other 4xx | neutral: the request's own fault |
 /// | 1xx, 2xx, 3xx | success |
 ///
-/// Asked of the head of an answer. If a body that breaks off is to count as well, leave those statuses to the body, by
-/// `.class(2, Outcome::Undecided)` and a [`CompleteOnBody`](super::CompleteOnBody) completion.
+/// It looks at the head of an answer. To count a body that breaks off as a failure too, leave these
+/// statuses to the body: set `.class(2, Outcome::Undecided)`, and use a
+/// [`CompleteOnBody`](super::CompleteOnBody) completion.
 ///
 /// ```
 /// use tower_lb::{Outcome, OutlierLayer, http::HttpStatus};
 ///
 /// // A server without its data answers 404; 501 says nothing of its health.
-/// let status = HttpStatus::new().status(404, Outcome::Failure).status(501, Outcome::Ignore);
+/// let status = HttpStatus::new().status(404, Outcome::Failure).status(501, Outcome::Neutral);
 /// let outliers = OutlierLayer::default().classify(status);
 /// # let _ = outliers;
 /// ```
 ///
-/// For a `Result` whose error is any type.
+/// The error of the `Result` may be of any type.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpStatus {
     classes: [Outcome; 5],
@@ -33,35 +34,37 @@ pub struct HttpStatus {
 
 /// Classifies gRPC answers by their status, which is in the headers or the trailers.
 ///
-/// UNAVAILABLE, INTERNAL, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED are failures, OK is a success; what other codes say
-/// is the request's business: ignored. An answer that ends without a status is a failure, and so are the HTTP statuses that gRPC takes for
-/// UNAVAILABLE and INTERNAL: 400, 429 and all from 500.
+/// UNAVAILABLE, INTERNAL, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED are failures. OK is a success.
+/// Other codes are neutral, because they are about the request. An answer that ends without a
+/// status is a failure. So are the HTTP statuses 400, 429 and all from 500: gRPC takes 400 for
+/// INTERNAL, and 429, 502, 503 and 504 for UNAVAILABLE.
 ///
-/// As a rule the status is in the trailers, and then the head of an answer is [`Undecided`](Outcome::Undecided): let the same classifier
-/// be asked at the end, by [`CompleteOnBody::classify`](super::CompleteOnBody::classify).
+/// Usually the status is in the trailers. The head of such an answer is
+/// [`Undecided`](Outcome::Undecided). Pass the same classifier to
+/// [`CompleteOnBody::classify`](super::CompleteOnBody::classify), which asks it again at the end.
 #[derive(Clone, Copy, Debug)]
 pub struct GrpcStatus {
-    /// A bit for each code.
+    /// Bit *n* is set if code *n* is a failure.
     failures: u32,
     http: HttpStatus,
 }
 
 impl HttpStatus {
-    /// Classifies as the table says.
+    /// Creates the classifier of the table above.
     #[must_use]
     pub const fn new() -> Self {
-        use Outcome::{Failure, Ignore, Success};
+        use Outcome::{Failure, Neutral, Success};
         Self {
-            classes: [Success, Success, Success, Ignore, Failure],
+            classes: [Success, Success, Success, Neutral, Failure],
             exceptions: [None; MOST_EXCEPTIONS],
         }
     }
 
-    /// Sets what a whole class of statuses is: 1 for 1xx, 5 for 5xx.
+    /// Sets the outcome of a whole class of statuses: 1 for 1xx, 5 for 5xx.
     ///
     /// # Panics
     ///
-    /// If there is no such class.
+    /// If `class` is not 1 to 5.
     #[must_use]
     #[track_caller]
     pub fn class(mut self, class: u8, outcome: Outcome) -> Self {
@@ -70,11 +73,12 @@ impl HttpStatus {
         self
     }
 
-    /// Sets what one status is, whatever its class.
+    /// Sets the outcome of one status, whatever its class.
     ///
     /// # Panics
     ///
-    /// If it is none from 100 to 999, or the ninth; take a classifier of your own then.
+    /// If `status` is not 100 to 999, or if eight others are set already. For more, write a
+    /// classifier of your own.
     #[must_use]
     #[track_caller]
     pub fn status(mut self, status: u16, outcome: Outcome) -> Self {
@@ -104,7 +108,7 @@ impl HttpStatus {
         if status == StatusCode::TOO_MANY_REQUESTS && headers.contains_key(RETRY_AFTER) {
             return Outcome::Failure;
         }
-        // From 600 on they mean nothing: as 5xx (RFC 9110, section 15).
+        // Statuses from 600 on have no meaning: they count as 5xx (RFC 9110, section 15).
         self.classes[usize::from(code / 100).clamp(1, 5) - 1]
     }
 }
@@ -126,7 +130,7 @@ impl<B, E> Classify<Response<B>, E> for HttpStatus {
 }
 
 impl GrpcStatus {
-    /// Takes the four codes above for failures.
+    /// Creates the classifier with the four failure codes above.
     #[must_use]
     pub const fn new() -> Self {
         let mut http = HttpStatus::new();
@@ -138,11 +142,11 @@ impl GrpcStatus {
         }
     }
 
-    /// Sets which codes are failures, in place of the four.
+    /// Sets the codes that are failures, in place of the four above.
     ///
     /// # Panics
     ///
-    /// If one is OK or above 16.
+    /// If a code is OK (0) or above 16.
     #[must_use]
     #[track_caller]
     pub fn failures(mut self, codes: impl IntoIterator<Item = u8>) -> Self {
@@ -157,15 +161,15 @@ impl GrpcStatus {
         self
     }
 
-    /// Classifies what headers or trailers say; `None` if they say nothing.
+    /// Classifies the status in headers or trailers; `None` if they have none.
     fn outcome(&self, headers: &HeaderMap) -> Option<Outcome> {
         let status = headers.get("grpc-status")?;
         let code: Option<u32> = status.to_str().ok().and_then(|code| code.parse().ok());
         Some(match code {
             Some(0) => Outcome::Success,
-            Some(code @ 1..=16) if self.failures & 1 << code == 0 => Outcome::Ignore,
+            Some(code @ 1..=16) if self.failures & 1 << code == 0 => Outcome::Neutral,
             Some(1..=16) => Outcome::Failure,
-            // No code that there is: as without one.
+            // Not a gRPC code: a failure, as in an answer that ends without a status.
             _ => Outcome::Failure,
         })
     }
@@ -201,5 +205,5 @@ impl ClassifyEnd for GrpcStatus {
     }
 }
 
-/// Few, for the classifier is copied for each request.
+/// Few, because the classifier is copied for each request.
 const MOST_EXCEPTIONS: usize = 8;

@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::load::TrackCompletion;
 
-use crate::load::{Outcome, Settle};
+use crate::outcome::{Outcome, Settle};
 
 /// Counts a request until the body of its response has ended, has failed or is dropped.
 ///
@@ -26,23 +26,31 @@ use crate::load::{Outcome, Settle};
 /// # let _ = (tracker, outliers);
 /// ```
 ///
-/// For outlier detection, a stream's first data ends a probe of its endpoint well, and what the caller then leaves is not what
-/// `cancelled_after` means. A body that breaks off is a failure if the head has left it undecided, which [`HttpStatus`](super::HttpStatus)
-/// does not, unless told: `.class(2, Outcome::Undecided)`. With 101 and after CONNECT a request is over at once, for what
-/// follows is no body.
+/// In outlier detection, the first data of a body makes a probe succeed. A request that its caller
+/// drops after that does not count for `cancelled_after`.
 ///
-/// With [`PeakEwma`](crate::PeakEwma) a latency then is that of the whole body: right for downloads and unary calls, wrong for streams that
-/// live for hours. A body that says that it ends ([`is_end_stream`](Body::is_end_stream)), as that of an answer to `HEAD` does, ends at once.
-/// No allocation, none for a frame either.
+/// A body that breaks off is a failure if the head left the outcome undecided.
+/// [`HttpStatus`](super::HttpStatus) leaves it undecided only if told to:
+/// `.class(2, Outcome::Undecided)`.
+///
+/// After status 101 or `CONNECT` a request is over at once, because what follows is not a body. The
+/// same is true of a body that already reports its end ([`is_end_stream`](Body::is_end_stream)),
+/// such as that of an answer to `HEAD`.
+///
+/// With [`PeakEwma`](crate::PeakEwma) the latency is that of the whole body. This is right for
+/// downloads and unary calls, and wrong for streams that live for hours.
+///
+/// Allocates nothing, neither for a request nor for a frame.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CompleteOnBody<K = BodiesSayNothing> {
+pub struct CompleteOnBody<K = EndIsSuccess> {
     classify: K,
 }
 
-/// Counts a request until the first data of its response's body, or its end if it has none.
+/// Counts a request until its response's body yields its first data or ends.
 ///
-/// For streams whose first message is the answer, and servers whose work is over when they start to send. The first data is a
-/// success, where the head has not decided; a body that ends without is what the classifier says:
+/// Use it for streams whose first message is the answer, and for servers whose work is over when
+/// they start to send. The first data is a success if the head left the outcome undecided. If the
+/// body ends without data, the classifier decides:
 ///
 /// ```
 /// use tower_lb::{OutlierLayer, http::{CompleteOnFirstData, GrpcStatus}};
@@ -53,13 +61,13 @@ pub struct CompleteOnBody<K = BodiesSayNothing> {
 /// # let _ = outliers;
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CompleteOnFirstData<K = BodiesSayNothing> {
+pub struct CompleteOnFirstData<K = EndIsSuccess> {
     classify: K,
 }
 
-/// Decides what the end of a body says of the endpoint that sent it.
+/// Decides the outcome of an answer from the end of its body.
 ///
-/// Asked only where the head of the response has not decided.
+/// It is asked only if the head of the response left the outcome undecided.
 pub trait ClassifyEnd {
     /// Classifies a body that has ended, with its trailers if it had any.
     fn classify_end(&self, trailers: Option<&HeaderMap>) -> Outcome;
@@ -70,17 +78,18 @@ pub trait ClassifyEnd {
     }
 }
 
-/// Takes every body that ends for a success, and one that breaks off for a failure.
+/// Treats a body that ends as a success, and one that breaks off as a failure.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub struct BodiesSayNothing;
+pub struct EndIsSuccess;
 
 pin_project! {
-    /// A response's body that counts as a request in flight.
+    /// A response body that counts as a request in flight.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its end, it gives the count back; what was undecided stays so.
+    /// A body that is dropped before its end gives the count back. An undecided outcome stays
+    /// undecided.
     pub struct TrackedBody<B, H, K> {
         #[pin]
         body: B,
@@ -102,11 +111,12 @@ impl CompleteOnBody {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            classify: BodiesSayNothing,
+            classify: EndIsSuccess,
         }
     }
 
-    /// Counts until the body's end, which decides what the response's head has not.
+    /// Counts until the body's end. `classify` then decides what the response's head left
+    /// undecided.
     #[must_use]
     pub const fn classify<K>(classify: K) -> CompleteOnBody<K> {
         CompleteOnBody { classify }
@@ -132,11 +142,13 @@ impl CompleteOnFirstData {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            classify: BodiesSayNothing,
+            classify: EndIsSuccess,
         }
     }
 
-    /// Counts until the first data, or the end of a body without, which decides what the response's head has not.
+    /// Counts until the first data.
+    ///
+    /// If the body ends without data, `classify` decides what the response's head left undecided.
     #[must_use]
     pub const fn classify<K>(classify: K) -> CompleteOnFirstData<K> {
         CompleteOnFirstData { classify }
@@ -180,7 +192,7 @@ impl<B: Body, H: Settle, K: ClassifyEnd> TrackedBody<B, H, K> {
     }
 }
 
-/// Settles what is undecided, and gives the count back.
+/// Settles an undecided outcome, and gives the count back.
 fn end<H: Settle>(handle: &mut Option<H>, outcome: impl FnOnce() -> Outcome) {
     if let Some(mut handle) = handle.take() {
         handle.settle(outcome());
@@ -202,7 +214,7 @@ impl<B: Body, H: Settle, K: ClassifyEnd> Body for TrackedBody<B, H, K> {
             Some(Err(_)) => end(this.handle, || this.classify.classify_break()),
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => end(this.handle, || this.classify.classify_end(Some(trailers))),
-                // Nobody need ask a body again that says that it has ended.
+                // A caller need not poll a body again once it reports its end.
                 None if this.body.is_end_stream() => {
                     end(this.handle, || this.classify.classify_end(None));
                 }
@@ -229,7 +241,7 @@ impl<B: Body, H: Settle, K: ClassifyEnd> Body for TrackedBody<B, H, K> {
     }
 }
 
-impl ClassifyEnd for BodiesSayNothing {
+impl ClassifyEnd for EndIsSuccess {
     fn classify_end(&self, _: Option<&HeaderMap>) -> Outcome {
         Outcome::Success
     }

@@ -1,4 +1,4 @@
-//! What an HTTP request is spread by: keys for the [hash policies](crate::hash).
+//! Keys for the [hash policies](crate::hash): the part of an HTTP request that it is spread by.
 //!
 //! ```
 //! use tower_lb::{RingHash, http::key::{Cookie, Header}};
@@ -8,8 +8,9 @@
 //! # let _: (RingHash<_>, RingHash<_>) = (by_tenant, by_tenant_and_user);
 //! ```
 //!
-//! Values are taken as they were sent, byte by byte: neither decoded nor trimmed nor made lower case. A request without the
-//! value has no key, see [`OnMissing`](crate::hash::OnMissing). No key allocates.
+//! A value is used byte by byte as it was sent: it is neither decoded nor made lower case. Only the
+//! spaces around a cookie are trimmed. A request without the value has no key; see
+//! [`OnMissing`](crate::hash::OnMissing). No key allocates.
 
 use std::{
     fmt,
@@ -21,11 +22,11 @@ use http::{HeaderName, Request, header::COOKIE};
 
 use crate::hash::{HashKey, hash_bytes};
 
-/// Spreads by the value of a header: of the first, where there are several.
+/// Spreads by the value of a header; if there are several, by the first.
 #[derive(Clone, Debug)]
 pub struct Header(HeaderName);
 
-/// Spreads by the value of a cookie: of the first one of that name, in any `Cookie` header.
+/// Spreads by the value of a cookie: the first one of its name in any `Cookie` header.
 #[derive(Clone, Debug)]
 pub struct Cookie(String);
 
@@ -33,29 +34,32 @@ pub struct Cookie(String);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Path;
 
-/// Spreads by a parameter of the query: by the first one of that name. One without `=` has an empty value.
+/// Spreads by a parameter of the query: the first one of its name.
+///
+/// A parameter without `=` has an empty value.
 #[derive(Clone, Debug)]
 pub struct Query(String);
 
-/// Spreads by the client's IP address, which the request's extensions have as a [`SocketAddr`].
+/// Spreads by the client's IP address, from a [`SocketAddr`] in the request's extensions.
 ///
-/// Your server puts it there; a proxy before it may hide the client. IPv4 addresses are the same key in IPv6's form. For an address that
-/// is kept in another type, take [`Extension`].
+/// Your server must put it there. Behind a proxy it may be the address of the proxy. An IPv4
+/// address and its IPv6-mapped form give the same key. For an address of another type, use
+/// [`Extension`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClientIp;
 
-/// Spreads by what a closure makes of an extension of type `T`.
+/// Spreads by the key that a closure makes from an extension of type `T`.
 pub struct Extension<T, F> {
     key: F,
     _extension: PhantomData<fn(&T)>,
 }
 
 impl Header {
-    /// Names the header.
+    /// Creates the key for the header `name`.
     ///
     /// # Panics
     ///
-    /// If it is no name of a header.
+    /// If `name` is not a valid header name.
     #[must_use]
     #[track_caller]
     pub fn new(name: &str) -> Self {
@@ -67,7 +71,7 @@ impl Header {
 }
 
 impl Cookie {
-    /// Names the cookie.
+    /// Creates the key for the cookie `name`.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
@@ -75,7 +79,7 @@ impl Cookie {
 }
 
 impl Query {
-    /// Names the parameter, as it is sent.
+    /// Creates the key for the parameter `name`, spelled as it is sent.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
@@ -87,7 +91,7 @@ where
     F: Fn(&T) -> K,
     K: AsRef<[u8]>,
 {
-    /// Makes the key of the extension.
+    /// Creates the key from a closure, which gets the extension.
     #[must_use]
     pub const fn new(key: F) -> Self {
         Self {
@@ -148,7 +152,7 @@ where
     }
 }
 
-/// Returns the values of all cookies of this name, as they come.
+/// Returns the values of all cookies of this name, in the order in which they were sent.
 pub(super) fn cookie_values<'a, B>(
     request: &'a Request<B>,
     name: &'a [u8],
@@ -158,7 +162,7 @@ pub(super) fn cookie_values<'a, B>(
     pairs.filter_map(move |pair| {
         let pair = pair.trim_ascii();
         let (key, value) = pair.split_at_checked(name.len())?;
-        // Names are told apart by case (RFC 6265, section 5.4).
+        // Cookie names are case-sensitive (RFC 6265, section 5.4).
         (key == name).then(|| value.strip_prefix(b"=")).flatten()
     })
 }

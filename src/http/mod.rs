@@ -1,17 +1,17 @@
-//! What makes the balancer understand HTTP and gRPC (feature `http`).
+//! Support for HTTP and gRPC (feature `http`).
 //!
 //! | question | names |
 //! |---|---|
 //! | how does one pooled client reach all endpoints? | [`AuthorityLayer`] |
 //! | when is a request over? | [`CompleteOnBody`], [`CompleteOnFirstData`] |
-//! | what does an answer say of its endpoint? | [`HttpStatus`], [`GrpcStatus`] |
+//! | what does an answer say about its endpoint? | [`HttpStatus`], [`GrpcStatus`] |
 //! | what is a request spread by? | [`key`] for the [hash policies](crate::hash), [`SessionLayer`] for servers that keep sessions |
-//! | how much can a server do, as it says? | [`load_report`], for weights by [`ReportedWeightsLayer`](crate::load::ReportedWeightsLayer) |
-//! | how much has it in hand, as it says? | [`load_number`], [`load_metric`], for loads by [`ReportedLayer`](crate::load::ReportedLayer) |
-//! | what may be tried again? | [`HttpRetry`], [`UnsentBody`] for bodies that cannot be cloned, [`retry_after`] |
+//! | how much load does a server report? | [`load_report`], for weights by [`ReportedWeightsLayer`](crate::report::ReportedWeightsLayer) |
+//! | how many requests does a server report in flight? | [`load_number`], [`load_metric`], for loads by [`ReportedLayer`](crate::report::ReportedLayer) |
+//! | what may be retried? | [`HttpRetry`], [`UnsentBody`] for bodies that cannot be cloned, [`retry_after`] |
 //! | which layers may stand between retries and the balancer? | any, between [`TagTriedLayer`] and [`ExcludeTriedLayer`] |
 //!
-//! Where this crate's names are imported by `*`, the crate `http` is `::http`.
+//! If you import this crate's names by `*`, refer to the crate `http` as `::http`.
 //!
 //! A stack for HTTP, from the top:
 //!
@@ -54,23 +54,44 @@ mod authority;
 mod classify;
 mod completion;
 pub mod key;
+mod load_number;
+#[cfg(feature = "orca")]
 mod orca;
 mod retry;
 mod retry_after;
+#[cfg(feature = "session")]
 mod session;
 mod tried;
 mod unsent;
 
+#[cfg(feature = "orca")]
+#[cfg_attr(docsrs, doc(cfg(feature = "orca")))]
+pub use self::orca::{load_metric, load_report};
+#[cfg(feature = "session")]
+#[cfg_attr(docsrs, doc(cfg(feature = "session")))]
+pub use self::session::{Session, SessionLayer, Sticky};
 pub use self::{
-    authority::{
-        AuthorityDiscover, AuthorityFuture, AuthorityLayer, EndpointError, NoAuthority, ToAuthority,
-    },
+    authority::{AuthorityLayer, EndpointError, NoAuthority, ToAuthority},
     classify::{GrpcStatus, HttpStatus},
-    completion::{BodiesSayNothing, ClassifyEnd, CompleteOnBody, CompleteOnFirstData, TrackedBody},
-    orca::{load_metric, load_number, load_report},
+    completion::{ClassifyEnd, CompleteOnBody, CompleteOnFirstData, EndIsSuccess, TrackedBody},
+    load_number::load_number,
     retry::HttpRetry,
     retry_after::retry_after,
-    session::{Session, SessionDiscover, SessionFuture, SessionLayer, Sticky, StickyTable},
-    tried::{ExcludeTried, ExcludeTriedLayer, TagFuture, TagTried, TagTriedLayer},
+    tried::{ExcludeTried, ExcludeTriedLayer, TagTried, TagTriedLayer},
     unsent::{BodyMoved, UnsentBody},
 };
+
+/// The response futures of this module's services.
+pub mod future {
+    #[cfg(feature = "session")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "session")))]
+    pub use super::session::SessionFuture;
+    pub use super::{authority::AuthorityFuture, tried::TagFuture};
+}
+
+/// The tables of this module's policies.
+#[cfg(feature = "session")]
+#[cfg_attr(docsrs, doc(cfg(feature = "session")))]
+pub mod table {
+    pub use super::session::StickyTable;
+}

@@ -1,36 +1,42 @@
-use http::{HeaderName, Response};
+use http::Response;
 
-use crate::load::Report;
+use super::load_number::number;
+use crate::report::LoadReport;
 
-/// Reads what a server reports of its load: ORCA's header `endpoint-load-metrics`, as text or JSON.
+/// Reads a server's load report from ORCA's header `endpoint-load-metrics`, as text or JSON.
 ///
-/// For [`ReportedWeightsLayer`](crate::load::ReportedWeightsLayer). The utilization is `application_utilization`, or else
-/// `cpu_utilization`; the rates are `rps_fractional` (or the older `rps`) and `eps`.
+/// For [`ReportedWeightsLayer`](crate::report::ReportedWeightsLayer). The utilization is
+/// `application_utilization` if that is above 0, and otherwise `cpu_utilization`. The rates are
+/// `rps_fractional` (or the older `rps`) and `eps`.
 ///
 /// ```text
 /// endpoint-load-metrics: TEXT cpu_utilization=0.3,rps_fractional=120,eps=2
 /// endpoint-load-metrics: JSON {"application_utilization": 0.7, "rps_fractional": 120}
 /// ```
 ///
-/// In JSON, fields have their names in either spelling, and numbers may be strings, as in that form of every protocol buffer.
-/// Fields that are not known are passed over; a header that cannot be read is none. Headers alone are read: not trailers, and not
+/// In JSON, field names may be in snake case or camel case, and numbers may be strings: the JSON
+/// form of protocol buffers allows both. Unknown fields are skipped. Returns `None` if the header
+/// is missing, cannot be read or has no utilization. Only headers are read: not trailers, and not
 /// the binary form that gRPC servers put there.
 ///
-/// Source: [ORCA](https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto), Envoy's load report headers.
+/// Source: [ORCA](https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto),
+/// Envoy's load report headers.
 #[must_use]
-pub fn load_report<B>(response: &Response<B>) -> Option<Report> {
+pub fn load_report<B>(response: &Response<B>) -> Option<LoadReport> {
     let metrics = Metrics::of(response)?;
     let application = metrics.get("application_utilization");
     let utilization = application
         .filter(|value| *value > 0.0)
         .or_else(|| metrics.get("cpu_utilization"))?;
     let qps = metrics.get("rps_fractional").or_else(|| metrics.get("rps"));
-    let report = Report::new(utilization, qps.unwrap_or(0.0));
+    let report = LoadReport::new(utilization, qps.unwrap_or(0.0));
     Some(report.eps(metrics.get("eps").unwrap_or(0.0)))
 }
 
-/// Reads one metric from ORCA's header `endpoint-load-metrics`: for [`ReportedLayer`](crate::load::ReportedLayer), a named one
-/// in which servers say how many requests they have in hand.
+/// Reads one metric from ORCA's header `endpoint-load-metrics`.
+///
+/// For [`ReportedLayer`](crate::report::ReportedLayer): take a named metric in which servers report
+/// how many requests they have in flight.
 ///
 /// ```text
 /// endpoint-load-metrics: TEXT cpu_utilization=0.3,named_metrics.in_flight=12
@@ -38,7 +44,7 @@ pub fn load_report<B>(response: &Response<B>) -> Option<Report> {
 /// ```
 ///
 /// ```
-/// use tower_lb::{http::load_metric, load::ReportedLayer};
+/// use tower_lb::{http::load_metric, report::ReportedLayer};
 ///
 /// let layer = ReportedLayer::new(load_metric::<Vec<u8>>("named_metrics.in_flight"));
 /// # let _ = layer;
@@ -47,20 +53,7 @@ pub fn load_metric<B>(name: &'static str) -> impl Fn(&Response<B>) -> Option<f64
     move |response| Metrics::of(response)?.get(name)
 }
 
-/// Reads a bare number from a header of your own, for [`ReportedLayer`](crate::load::ReportedLayer).
-///
-/// ```
-/// use http::HeaderName;
-/// use tower_lb::{http::load_number, load::ReportedLayer};
-///
-/// let layer = ReportedLayer::new(load_number::<Vec<u8>>(HeaderName::from_static("x-in-flight")));
-/// # let _ = layer;
-/// ```
-pub fn load_number<B>(header: HeaderName) -> impl Fn(&Response<B>) -> Option<f64> + Clone {
-    move |response| number(response.headers().get(&header)?.to_str().ok()?)
-}
-
-/// What the header says, by name.
+/// The metrics in the header, by name.
 enum Metrics<'a> {
     Text(&'a str),
     Json(serde_json::Value),
@@ -77,7 +70,7 @@ impl<'a> Metrics<'a> {
         }
     }
 
-    /// Finds a metric; one within another is named `outer.inner` in both forms.
+    /// Finds a metric. In both forms, a metric within another is named `outer.inner`.
     fn get(&self, name: &str) -> Option<f64> {
         match self {
             Self::Text(metrics) => {
@@ -100,7 +93,7 @@ impl<'a> Metrics<'a> {
     }
 }
 
-/// Returns the other name that a field has in the JSON form of a protocol buffer.
+/// Returns a field's camel-case name, which the JSON form of a protocol buffer may use.
 fn camel_case(field: &str) -> String {
     let mut words = field.split('_');
     let first = words.next().unwrap_or_default();
@@ -110,9 +103,4 @@ fn camel_case(field: &str) -> String {
         first.into_iter().chain(letters)
     });
     first.chars().chain(capitalised).collect()
-}
-
-fn number(text: &str) -> Option<f64> {
-    let number: f64 = text.trim().parse().ok()?;
-    number.is_finite().then_some(number)
 }

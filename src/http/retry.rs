@@ -7,22 +7,25 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER
 use tower::BoxError;
 
 use super::retry_after;
-use crate::retry::{ConnectErrors, Idempotent, Retry, RetryPolicy};
+use crate::failover::{ConnectErrors, Idempotent, Retry, RetryPolicy};
 
-/// Tries HTTP requests again: what failed if its method is idempotent, and errors of connecting for all.
+/// Retries HTTP requests: idempotent ones after failures, all others only after errors of
+/// connecting.
 ///
 /// | what happened | GET, HEAD, OPTIONS, TRACE, PUT, DELETE | any other method |
 /// |---|---|---|
 /// | connecting failed; no endpoint became ready | yes | yes |
-/// | another error, or the try's own timeout | yes | no |
+/// | another error, or the try's own timeout | yes, except errors of the balancer, such as `NoEndpoints` | no |
 /// | 502, 503, 504; 429 with `Retry-After` | yes, after `Retry-After` if there is one | no |
 /// | any other status | no | no |
-/// | the header `grpc-retry-pushback-ms` | after so long; not at all if it is no number | the same, where it would be tried again |
+/// | such a status, with the header `grpc-retry-pushback-ms` | yes, after that time; no if it is not a number | no |
 ///
-/// With [`grpc`](Self::grpc), an answer UNAVAILABLE is tried again too, for the methods of gRPC are all POST: take it where all
-/// methods that are called may be executed twice.
+/// With [`grpc`](Self::grpc), an answer UNAVAILABLE is retried too, and all methods count as
+/// idempotent, because every gRPC method is a POST. Use it only if all methods that are called may
+/// be executed twice.
 ///
-/// Source: RFC 9110, sections 9.2.2 and 10.2.3; [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
+/// Source: RFC 9110, sections 9.2.2 and 10.2.3; [gRFC
+/// A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
 #[derive(Clone, Debug, Default)]
 pub struct HttpRetry {
     connect: ConnectErrors,
@@ -37,7 +40,7 @@ enum Protocol {
 }
 
 impl HttpRetry {
-    /// Tries again as the table says.
+    /// Creates the policy of the table above.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -46,14 +49,14 @@ impl HttpRetry {
         }
     }
 
-    /// Takes every request for idempotent, and the status UNAVAILABLE in the headers for a failure.
+    /// Treats every request as idempotent, and the status UNAVAILABLE in the headers as a failure.
     #[must_use]
     pub const fn grpc(mut self) -> Self {
         self.protocol = Protocol::Grpc;
         self
     }
 
-    /// Sets the errors after which any request is sent again.
+    /// Sets the errors after which any request is retried.
     #[must_use]
     pub fn connect_errors(mut self, connect: ConnectErrors) -> Self {
         self.connect = connect;
@@ -64,7 +67,7 @@ impl HttpRetry {
         self.protocol == Protocol::Grpc || method.is_idempotent()
     }
 
-    /// Returns whether the answer is a failure that another endpoint may not have.
+    /// Returns whether the answer is a failure that another endpoint may avoid.
     fn failed(&self, status: StatusCode, headers: &HeaderMap) -> bool {
         let is_unavailable = self.protocol == Protocol::Grpc
             && headers
@@ -103,12 +106,14 @@ impl<B, R> RetryPolicy<Request<B>, Response<R>> for HttpRetry {
             return Retry::No;
         }
         match headers.get("grpc-retry-pushback-ms") {
-            // What is no number, negative ones among them, says: not again.
+            // A value that is not a number, which includes a negative one, forbids retries.
             Some(pause) => pause
                 .to_str()
                 .ok()
                 .and_then(|pause| pause.parse().ok())
-                .map_or(Retry::Never, |ms| Retry::After(Duration::from_millis(ms))),
+                .map_or(Retry::Forbidden, |ms| {
+                    Retry::After(Duration::from_millis(ms))
+                }),
             None => {
                 let pause = retry_after(headers, SystemTime::now());
                 pause.map_or(Retry::Yes, Retry::After)

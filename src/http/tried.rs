@@ -11,20 +11,22 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::{
-    balance::{CallExcluding, Tried},
     endpoint::{Address, Endpoint},
+    tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
-/// Puts the endpoints that a request was sent to into its extensions, for layers that stand between.
+/// Puts the endpoints that a request was sent to into its extensions.
 ///
-/// Goes right below a [`FailoverLayer`](crate::FailoverLayer) or [`HedgeLayer`](crate::HedgeLayer), with an [`ExcludeTriedLayer`] right above the balancer, and any
-/// layers between the two: a timeout of each try, say, or one that signs it.
+/// This lets other layers sit between retries and the balancer: a timeout for each try, say, or a
+/// layer that signs each try. Put this layer right below a [`FailoverLayer`](crate::FailoverLayer)
+/// or [`HedgeLayer`](crate::HedgeLayer), an [`ExcludeTriedLayer`] right above the balancer, and the
+/// other layers between the two.
 ///
 /// ```
 /// # use std::{convert::Infallible, time::Duration};
 /// # use ::http::{Request, Response};
 /// # use tower::{ServiceBuilder, ServiceExt, service_fn};
-/// # use tower_lb::{*, http::{ExcludeTriedLayer, TagTriedLayer}, retry::ConnectErrors};
+/// # use tower_lb::{*, http::{ExcludeTriedLayer, TagTriedLayer}, failover::ConnectErrors};
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// # let [a, b] = [1, 2].map(|i| std::net::SocketAddr::from(([10, 0, 0, i], 80)));
 /// # let connect = |_: &Endpoint| {
@@ -44,28 +46,29 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 ///
-/// Cost of a request: two allocations, for the list and for the extensions if they had been empty.
+/// Cost of a request: two allocations, one for the list, and one for the extensions if they were
+/// empty.
 pub struct TagTriedLayer<A = SocketAddr>(PhantomData<fn() -> A>);
 
-/// Has the balancer below leave out the endpoints that a request's extensions name.
+/// Makes the balancer below leave out the endpoints that a request's extensions list.
 ///
-/// The other half of [`TagTriedLayer`]. Requests without such an extension go through as they are.
+/// The other half of [`TagTriedLayer`]. Requests without such an extension pass unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExcludeTriedLayer;
 
-/// A service below which layers may stand; see [`TagTriedLayer`].
+/// A service that puts the tried endpoints into each request; see [`TagTriedLayer`].
 pub struct TagTried<S, A = SocketAddr> {
     service: S,
     _address: PhantomData<fn() -> A>,
 }
 
-/// A balancer that reads the extension; see [`ExcludeTriedLayer`].
+/// A balancer that reads the tried endpoints from each request; see [`ExcludeTriedLayer`].
 #[derive(Clone, Debug)]
 pub struct ExcludeTried<S>(S);
 
 pin_project! {
     /// The response future of a [`TagTried`].
-    pub struct TagFuture<F, A> {
+    pub struct TagFuture<F, A = SocketAddr> {
         #[pin]
         future: F,
         tried: Tried<A>,
@@ -74,13 +77,13 @@ pin_project! {
 }
 
 impl TagTriedLayer {
-    /// Creates the layer for endpoints that are named by socket addresses.
+    /// Creates the layer for endpoints with socket addresses.
     #[must_use]
     pub const fn new() -> Self {
         Self(PhantomData)
     }
 
-    /// Creates the layer for endpoints that are named by `A`.
+    /// Creates the layer for endpoints with addresses of type `A`.
     #[must_use]
     pub const fn addressed_by<A>() -> TagTriedLayer<A> {
         TagTriedLayer(PhantomData)
@@ -123,6 +126,8 @@ where
         self.call_excluding(request, &Tried::new())
     }
 }
+
+impl<S, A> SendsElsewhere for TagTried<S, A> {}
 
 impl<S, A, B> CallExcluding<Request<B>> for TagTried<S, A>
 where

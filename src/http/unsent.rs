@@ -10,16 +10,17 @@ use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use tower::BoxError;
 
-/// A body that cannot be cloned, and may be sent again as long as nothing of it was read.
+/// Lets a request be retried although its body cannot be cloned, until the body is read.
 ///
-/// A connection that was refused, or given up before the request went out, has not read the body: with this one around it the
-/// request goes to another endpoint. Once a first frame was asked for, the request is not tried again.
+/// A try has not read the body if its connection was refused, or if it was given up before the
+/// request went out. The request then goes to another endpoint. Once a try has asked for the first
+/// frame, the request is not retried.
 ///
 /// ```
 /// # use std::convert::Infallible;
 /// # use ::http::{Request, Response};
 /// # use tower::{ServiceBuilder, ServiceExt, service_fn};
-/// # use tower_lb::{*, retry::ConnectErrors};
+/// # use tower_lb::{*, failover::ConnectErrors};
 /// use tower_lb::http::UnsentBody;
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
@@ -51,12 +52,12 @@ pub struct UnsentBody<B> {
     body: Option<Pin<Box<B>>>,
 }
 
-/// Says that the body of a request has gone with another of its tries.
+/// Reports that another try of the request has taken the body.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyMoved;
 
 impl<B> UnsentBody<B> {
-    /// Wraps a body of which nothing was read yet.
+    /// Wraps a body that has not been read yet.
     pub fn new(body: B) -> Self {
         Self {
             slot: Arc::new(Mutex::new(Some(body))),
@@ -64,9 +65,11 @@ impl<B> UnsentBody<B> {
         }
     }
 
-    /// Copies a request whose body nobody has read: for [`FailoverLayer::copy_with`](crate::FailoverLayer::copy_with).
+    /// Copies a request whose body has not been read, and otherwise returns `None`.
     ///
-    /// All copies share the one body, which the first to read has: the others' bodies then fail by [`BodyMoved`].
+    /// For [`FailoverLayer::copy_with`](crate::FailoverLayer::copy_with). All copies share one
+    /// body. The first copy that is read takes it, and the bodies of the others then fail with
+    /// [`BodyMoved`].
     #[must_use]
     pub fn copy_request(request: &Request<Self>) -> Option<Request<Self>> {
         let body = request.body().copy()?;
@@ -91,7 +94,7 @@ impl<B> UnsentBody<B> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the body, wherever it is.
+    /// Applies `look` to the body, wherever it is; `None` if another copy has taken it.
     fn look<T>(&self, look: impl FnOnce(&B) -> T) -> Option<T> {
         match &self.body {
             Some(body) => Some(look(body)),

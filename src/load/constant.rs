@@ -2,9 +2,11 @@ use std::task::{Context, Poll};
 
 use tower::{Layer, Service, load::Load};
 
-use crate::metric::{InFlight, TotalInFlight};
+use crate::metric::forward_metrics;
 
-/// Gives a service a load that never changes: for tests, and costs that are known beforehand.
+/// Gives a service a load that never changes.
+///
+/// For tests, and for costs that are known beforehand.
 #[derive(Clone, Copy, Debug)]
 pub struct Constant<S, M> {
     service: S,
@@ -30,7 +32,7 @@ impl<S, M> Constant<S, M> {
 }
 
 impl<M> ConstantLayer<M> {
-    /// Gives every service the load `load`.
+    /// Gives every wrapped service the load `load`.
     #[must_use]
     pub const fn new(load: M) -> Self {
         Self { load }
@@ -54,18 +56,7 @@ impl<S, M: Clone + PartialOrd> Load for Constant<S, M> {
     }
 }
 
-/// Counts what the wrapped service counts.
-impl<S: InFlight, M> InFlight for Constant<S, M> {
-    fn in_flight(&self) -> usize {
-        self.service.in_flight()
-    }
-}
-
-impl<S: TotalInFlight, M> TotalInFlight for Constant<S, M> {
-    fn total_in_flight(&self) -> usize {
-        self.service.total_in_flight()
-    }
-}
+forward_metrics!([S, M] Constant<S, M>: InFlight, TotalInFlight);
 
 impl<S, M, Req> Service<Req> for Constant<S, M>
 where

@@ -1,50 +1,53 @@
 //! How busy is one service?
 //!
-//! A tracker wraps a service and measures it; policies compare what [`Load::load`] says. The traits are
-//! tower's own, so the trackers work in tower's balancer and tower's trackers work here.
+//! A tracker wraps a service and measures it. Policies compare the values of [`Load::load`]. The
+//! traits are tower's own, so these trackers work in tower's balancer, and tower's trackers work
+//! here.
 //!
-//! | tracker | measures | take it |
+//! | tracker | measures | use it |
 //! |---|---|---|
 //! | [`PendingRequests`] | requests in flight | by default: cheapest, and right wherever slowness makes requests pile up |
-//! | [`PeakEwma`] | recent peak latency times requests in flight | for servers of different speed or distance, and those that can hang or fail fast |
-//! | [`Reported`] | what servers say they have in hand, while that is young, and requests in flight | where many clients share the servers, and these report |
-//! | [`Constant`] | nothing | for tests, and costs that are known beforehand |
+//! | [`PeakEwma`] | recent peak latency times requests in flight | for servers that differ in speed or distance, or that can hang or fail fast |
+//! | [`Reported`](crate::report::Reported) | the requests that servers report to have in hand, while the report is young, and requests in flight | where many clients share the servers, and the servers report |
+//! | [`Constant`] | nothing | for tests and for costs that are known beforehand |
 //!
-//! Where servers say how much they could do, [`ReportedWeightsLayer`] makes weights of that.
+//! Where servers report their capacity, [`ReportedWeightsLayer`](crate::ReportedWeightsLayer) turns
+//! the reports into weights.
 //!
 //! # When is a request over?
 //!
-//! When its response future is done, by default ([`CompleteOnResponse`]). A [`TrackCompletion`] of your own
-//! keeps the handle for longer, with a body or a stream: the request counts until the handle is dropped.
-//! An error gives the count back before the caller sees it, and so do a dropped future and a panic.
+//! By default, when its response future is done ([`CompleteOnResponse`]). A [`TrackCompletion`] of
+//! your own can keep the handle for longer, in a body or a stream. The request counts until the
+//! handle is dropped. After an error, the count is given back before the caller sees the error. A
+//! dropped future and a panic give it back too.
 
-mod ages;
-mod classify;
 mod constant;
-mod ewma;
-mod gauge;
-#[cfg(all(test, tower_lb_loom))]
-mod loom_tests;
 mod peak_ewma;
 mod pending_requests;
-mod report;
-mod reported;
-mod reported_weights;
 mod track;
 
 pub use tower::load::{CompleteOnResponse, Load, TrackCompletion};
 
 pub use self::{
-    classify::{Classify, ErrorsAreFailures, Outcome, Settle},
     constant::{Constant, ConstantLayer},
-    peak_ewma::{PeakEwma, PeakEwmaHandle, PeakEwmaLayer, PeakEwmaLoad},
-    pending_requests::{
-        InTotal, PendingRequests, PendingRequestsHandle, PendingRequestsLayer, SharedTotal, Totals,
-    },
-    report::Report,
-    reported::{Reported, ReportedFuture, ReportedLayer, ReportedLoad},
-    reported_weights::{
-        ReportedWeights, ReportedWeightsDiscover, ReportedWeightsFuture, ReportedWeightsLayer,
-    },
-    track::TrackFuture,
+    peak_ewma::{PeakEwma, PeakEwmaLayer},
+    pending_requests::{PendingRequests, PendingRequestsLayer},
 };
+
+/// The response future of tracked services.
+pub mod future {
+    pub use super::track::TrackFuture;
+}
+
+/// What counts a request while it is under way, for a [`TrackCompletion`] of your own.
+pub mod handle {
+    pub use super::{
+        peak_ewma::PeakEwmaHandle,
+        pending_requests::{InTotal, PendingRequestsHandle, SharedTotal, Totals},
+    };
+}
+
+/// What trackers say of an endpoint: the metrics that policies compare.
+pub mod metric {
+    pub use super::peak_ewma::PeakEwmaLoad;
+}

@@ -3,19 +3,26 @@ use std::{
     task::{Context, Poll},
 };
 
+use crossbeam_utils::CachePadded;
 use tower::{
     Layer, Service,
     load::{CompleteOnResponse, Load, TrackCompletion},
 };
 
-use super::{Outcome, classify::ErrorsAreFailures, classify::Settle, track::TrackFuture};
-use crate::metric::{InFlight, TotalInFlight};
+use super::track::TrackFuture;
+use crate::{
+    metric::{InFlight, TotalInFlight},
+    outcome::{ErrorsAreFailures, Outcome, Settle},
+};
 
 /// Measures a service by its requests in flight.
 ///
-/// Clones share the count. Cost: a request adds one atomic increment and one decrement, reading is one
-/// load; 64 bytes of heap for each endpoint. With a [total](PendingRequestsLayer::with_total), a request adds a
-/// second increment and decrement, of a counter that all endpoints share.
+/// Clones share the count.
+///
+/// Cost: one atomic increment and one decrement for each request, one load for each reading, and
+/// 128 bytes of heap for each endpoint. With a [total](PendingRequestsLayer::with_total), an
+/// endpoint takes 256 bytes, and each request adds a second increment and decrement, of a counter
+/// that all endpoints share.
 ///
 /// ```
 /// use tower::{Service, ServiceExt, service_fn};
@@ -34,7 +41,8 @@ use crate::metric::{InFlight, TotalInFlight};
 pub struct PendingRequests<S, C = CompleteOnResponse, T = ()> {
     service: S,
     completion: C,
-    requests: Arc<CacheLine<T>>,
+    /// Padded, because the counts of two endpoints must not share a cache line.
+    requests: Arc<CachePadded<T>>,
 }
 
 /// Wraps services with [`PendingRequests`].
@@ -44,11 +52,15 @@ pub struct PendingRequestsLayer<C = CompleteOnResponse, T = ()> {
     total: T,
 }
 
-/// Counts the requests at all services of one layer and its clones, see [`PendingRequestsLayer::with_total`].
+/// Counts the requests at all services of one layer and its clones.
+///
+/// Made by [`PendingRequestsLayer::with_total`].
 #[derive(Clone, Debug, Default)]
-pub struct SharedTotal(Arc<CacheLine<()>>);
+pub struct SharedTotal(Arc<CachePadded<()>>);
 
-/// What a tracker adds its requests to, beside its own count: nothing, `()`, or a [`SharedTotal`]. Sealed.
+/// Decides whether a tracker also counts its requests in a total.
+///
+/// Implemented for `()`, which is no total, and for [`SharedTotal`]. Sealed.
 pub trait Totals: Clone + sealed::Sealed {
     /// Keeps one request counted until it is dropped.
     type Guard;
@@ -59,28 +71,25 @@ pub trait Totals: Clone + sealed::Sealed {
 
 /// Counts one request in flight until it is dropped.
 ///
-/// Services hold the allocation by strong references and requests by weak ones, so that the weak count
+/// Services hold strong references to the allocation and requests hold weak ones. So the weak count
 /// *is* the number of requests in flight: one atomic operation both counts a request and keeps the
 /// counter alive.
 #[derive(Debug)]
 pub struct PendingRequestsHandle<T: Totals = ()> {
-    _request: Weak<CacheLine<T>>,
+    _request: Weak<CachePadded<T>>,
     _in_total: T::Guard,
 }
 
-/// One of the requests that a [`SharedTotal`] counts, in the same way.
+/// Counts one request in a [`SharedTotal`] until it is dropped.
+///
+/// It is a weak reference, as in [`PendingRequestsHandle`].
 #[derive(Debug)]
 pub struct InTotal {
-    _request: Weak<CacheLine<()>>,
+    _request: Weak<CachePadded<()>>,
 }
 
-/// Keeps the counts of two endpoints out of each other's cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct CacheLine<T>(T);
-
 impl<S> PendingRequests<S> {
-    /// Wraps a service whose requests are over when its response futures are.
+    /// Wraps a service; a request is over when its response future is done.
     pub fn new(service: S) -> Self {
         PendingRequestsLayer::default().layer(service)
     }
@@ -93,7 +102,7 @@ impl<S, C, T> PendingRequests<S, C, T> {
     }
 }
 
-// For the default completion alone, so that `default()` infers.
+// Only for the default completion, so that the type of `default()` can be inferred.
 impl Default for PendingRequestsLayer {
     fn default() -> Self {
         Self {
@@ -104,7 +113,7 @@ impl Default for PendingRequestsLayer {
 }
 
 impl<C, T> PendingRequestsLayer<C, T> {
-    /// Sets what a request's end is. Default [`CompleteOnResponse`].
+    /// Sets when a request counts as over. Default [`CompleteOnResponse`].
     #[must_use]
     pub fn completion<D>(self, completion: D) -> PendingRequestsLayer<D, T> {
         PendingRequestsLayer {
@@ -113,11 +122,11 @@ impl<C, T> PendingRequestsLayer<C, T> {
         }
     }
 
-    /// Counts the requests of all services that this layer and its clones wrap together, too.
+    /// Also counts the requests of all services that this layer and its clones wrap.
     ///
-    /// That is what [bounded loads](crate::hash::Bounded) are a share of: [`TotalInFlight`]. Use one layer for each
-    /// balancer. Costs each request an atomic increment and decrement more, on a counter that all
-    /// threads share.
+    /// This is the [`TotalInFlight`] of which [bounded loads](crate::hash::Bounded) are a share.
+    /// Use one layer for each balancer. Each request costs an atomic increment and decrement more,
+    /// on a counter that all threads share.
     #[must_use]
     pub fn with_total(self) -> PendingRequestsLayer<C, SharedTotal> {
         PendingRequestsLayer {
@@ -134,7 +143,7 @@ impl<S, C: Clone, T: Totals> Layer<S> for PendingRequestsLayer<C, T> {
         PendingRequests {
             service,
             completion: self.completion.clone(),
-            requests: Arc::new(CacheLine(self.total.clone())),
+            requests: Arc::new(CachePadded::new(self.total.clone())),
         }
     }
 }
@@ -158,7 +167,7 @@ impl<S, C, T> InFlight for PendingRequests<S, C, T> {
 
 impl<S, C> TotalInFlight for PendingRequests<S, C, SharedTotal> {
     fn total_in_flight(&self) -> usize {
-        let CacheLine(SharedTotal(total)) = &*self.requests;
+        let SharedTotal(total) = &**self.requests;
         Arc::weak_count(total)
     }
 }
@@ -190,10 +199,10 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        // Before the call, so that a call that panics gives it back.
+        // Made before the call, so that a call that panics gives the count back.
         let handle = PendingRequestsHandle {
             _request: Arc::downgrade(&self.requests),
-            _in_total: self.requests.0.count(),
+            _in_total: self.requests.count(),
         };
         TrackFuture::new(
             self.service.call(request),
@@ -227,7 +236,7 @@ impl Totals for SharedTotal {
 }
 
 mod sealed {
-    #[allow(unnameable_types)] // so that nobody else implements it
+    #[allow(unnameable_types)] // sealed
     pub trait Sealed {}
     impl Sealed for () {}
     impl Sealed for super::SharedTotal {}

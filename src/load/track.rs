@@ -6,14 +6,14 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::load::TrackCompletion;
 
-use super::{Classify, Outcome, Settle};
+use crate::outcome::{Classify, Outcome, Settle};
 
 pin_project! {
     /// The response future of a tracked service.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it is done, it gives its request's count back.
+    /// Dropping it before it is done gives the request's count back.
     #[derive(Debug)]
     pub struct TrackFuture<F, C, H, K> {
         #[pin]
@@ -47,7 +47,8 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        // A panic of the inner future gives the count back at once, not when the future is dropped.
+        // If the inner future panics, the count is given back at once, not when this future is
+        // dropped.
         let release = ReleaseOnPanic(this.handle);
         let poll = this.future.poll(cx);
         std::mem::forget(release);
@@ -56,7 +57,8 @@ where
             panic!("`TrackFuture` polled after completion");
         };
         if result.is_ok() {
-            // An answer, whatever it shows; an error may be of the client's own making.
+            // An `Ok` is an answer, however it is classified. An error may have been made by the
+            // client itself.
             handle.settle(Outcome::Undecided);
         }
         handle.settle(this.classify.classify(result.as_ref()));

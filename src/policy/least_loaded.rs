@@ -1,16 +1,17 @@
 use tower::load::Load;
 
-use super::{Candidates, Choice, Member, PickContext, Policy};
-use crate::metric::{Cost, PickClock};
+use super::{Candidates, Choice, PickContext, Policy};
+use crate::{clock::PickClock, member::Member, metric::Cost};
 
 /// Picks the least loaded of all members.
 ///
-/// Members are compared by load divided by weight; equals are drawn in proportion to their weights. A load
-/// that is not a number counts as infinite.
+/// Members are compared by load divided by weight. Ties are broken at random, in proportion to the
+/// weights. A load that is not a number counts as infinite.
 ///
-/// Take it for up to some hundred members that one client has to itself: with 50 servers of which one
-/// is ten times slower, at load .7, it has a p99 of 4.8 service times where p2c has 7.1. Where many
-/// clients share the servers, all see the same few as idle and meet there: take [`P2c`](crate::P2c).
+/// Use it for up to some hundred members that one client has to itself. With 50 servers of which
+/// one is ten times slower, at load .7, its p99 is 4.8 service times, and that of p2c is 7.1. Where
+/// many clients share the servers, all of them see the same few as idle and crowd there: use
+/// [`P2c`](crate::P2c).
 ///
 /// Cost: **O(n)**, about a nanosecond a member; no allocation.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +22,7 @@ pub struct LeastLoaded {
 /// The table of [`LeastLoaded`].
 #[derive(Debug)]
 pub struct LeastLoadedTable {
-    /// By position; `None` while all members are candidates of one weight.
+    /// The weight at each position; `None` if all members are candidates of one weight.
     weights: Option<Box<[u32]>>,
 }
 
@@ -33,6 +34,7 @@ impl LeastLoaded {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A, S, Req> Policy<A, S, Req> for LeastLoaded
 where
     A: 'static,
@@ -40,11 +42,18 @@ where
 {
     type Table = LeastLoadedTable;
 
-    fn table(&self, members: &[Member<A, S>], _: Option<&LeastLoadedTable>) -> LeastLoadedTable {
-        let plain = |member: &Member<A, S>| member.candidate && member.share == members[0].share;
+    fn table(
+        &self,
+        candidates: Candidates<'_, A, S>,
+        _: Option<&LeastLoadedTable>,
+    ) -> LeastLoadedTable {
+        let members = candidates.members();
+        let is_plain = |(position, member): (usize, &Member<A, S>)| {
+            candidates.contains(position) && member.share == members[0].share
+        };
         let weights = || members.iter().map(|member| member.share).collect();
         LeastLoadedTable {
-            weights: (!members.iter().all(plain)).then(weights),
+            weights: (!members.iter().enumerate().all(is_plain)).then(weights),
         }
     }
 
@@ -59,7 +68,7 @@ where
         let clock = PickClock::new();
         let load = |position: usize| members[position].service.load();
         if S::Metric::TIMED {
-            (0..members.len()).for_each(|position| load(position).tell(&clock));
+            (0..members.len()).for_each(|position| load(position).advance_clock(&clock));
         }
         let choice = match &table.weights {
             None if !S::Metric::TIMED && !candidates.is_narrowed() => lightest(members, cx),
@@ -69,7 +78,11 @@ where
                 candidates.contains(position).then(|| (relative(), weight))
             }),
         };
-        choice.map_or(Choice::None, Choice::Member)
+        choice.map_or(Choice::Nobody, Choice::Member)
+    }
+
+    fn any_will_do(&self) -> bool {
+        true
     }
 
     fn seed(&self) -> Option<u64> {
@@ -77,7 +90,7 @@ where
     }
 }
 
-/// Returns a position of least load, equals as likely as one another.
+/// Returns a position of least load; all ties are equally likely.
 #[inline]
 fn lightest<A, S, Req>(members: &[Member<A, S>], cx: &mut PickContext<'_, Req>) -> Option<usize>
 where
@@ -100,7 +113,7 @@ where
     if ties as usize == members.len() {
         return Some(cx.below(ties) as usize);
     }
-    // A second look finds the one drawn; loads that moved meanwhile leave the first of them.
+    // A second look finds the one drawn. If loads moved meanwhile, the first of the ties is taken.
     let mut skipped = cx.below(ties);
     for (position, member) in members.iter().enumerate().skip(best) {
         if member.service.load() == least {
@@ -113,9 +126,9 @@ where
     Some(best)
 }
 
-/// Returns a position below `len` of least cost, equals in proportion to their weights.
+/// Returns a position below `len` of least cost; ties are drawn in proportion to their weights.
 ///
-/// `cost` gives cost and weight of a position, if it may be chosen.
+/// `cost` returns the cost and weight of a position, or `None` if it may not be chosen.
 fn lightest_by_weight<Req>(
     len: usize,
     cx: &mut PickContext<'_, Req>,
@@ -133,7 +146,7 @@ fn lightest_by_weight<Req>(
             ties += u64::from(weight);
         }
     }
-    // A second look, as above.
+    // A second look, as in `lightest`.
     let mut skipped = cx.below_u64(ties);
     for position in best?..len {
         match cost(position) {

@@ -1,18 +1,19 @@
 use tower::load::Load;
 
-use super::{Candidates, Choice, Member, PickContext, Policy, Rng, sampler::Sampler};
-use crate::metric::{Cost, PickClock};
+use super::{Candidates, Choice, PickContext, Policy, sampler::Sampler};
+use crate::{clock::PickClock, metric::Cost, random::Rng};
 
 /// Picks the less loaded of two members drawn at random: the power of two choices.
 ///
-/// Members are drawn in proportion to their weights and compared by load divided by weight. Both draws
-/// are distinct; a tie goes to the first, so equal loads spread evenly. A load that is not a number
-/// counts as infinite.
+/// Members are drawn in proportion to their weights and compared by load divided by weight. The
+/// draws are distinct. A tie goes to the first one drawn, so equal loads spread evenly. A load that
+/// is not a number counts as infinite.
 ///
-/// Cost: one random number (more where weights differ) and two reads of [`Load::load`], no
-/// allocation, **O(1)**; the table is O(n).
+/// Cost: one random number (more if weights differ) and two reads of [`Load::load`], no allocation,
+/// **O(1)**. Building the table is O(n).
 ///
-/// Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001.
+/// Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10),
+/// 2001.
 #[derive(Clone, Debug)]
 pub struct P2c {
     choices: usize,
@@ -22,7 +23,9 @@ pub struct P2c {
 /// The table of [`P2c`].
 #[derive(Debug)]
 pub struct P2cTable {
-    /// The number of members, where two of them are drawn and all are candidates of one weight; else 0.
+    /// The number of members if the pick is plain, otherwise 0.
+    ///
+    /// It is plain if all members are candidates of one weight and two of them are drawn.
     plain: u32,
     sampler: Sampler,
 }
@@ -39,8 +42,9 @@ impl P2c {
 
     /// Sets how many members are drawn and compared, 1 to 8. Default 2.
     ///
-    /// The second choice brings nearly all of the gain; each further one costs a draw and a read of a
-    /// load. 1 is a weighted random pick; to compare them all, take [`LeastLoaded`](crate::LeastLoaded).
+    /// The second choice brings nearly all of the gain. Each further one costs a draw and a read of
+    /// a load. 1 is a weighted random pick. To compare all members, use
+    /// [`LeastLoaded`](crate::LeastLoaded).
     ///
     /// # Panics
     ///
@@ -56,7 +60,7 @@ impl P2c {
         self
     }
 
-    /// Compares `choices` distinct candidates, for any number of choices, weights and candidates.
+    /// Compares distinct candidates, for any number of choices, weights and candidates.
     #[inline(never)]
     fn best_of<A, S>(
         &self,
@@ -77,7 +81,7 @@ impl P2c {
             };
             drawn[choice] = slot;
             let load = candidates.members()[sampler.position(slot)].service.load();
-            load.tell(&clock);
+            load.advance_clock(&clock);
             loads[choice] = Some(load);
         }
         let mut best = None;
@@ -102,6 +106,7 @@ impl Default for P2c {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A, S, Req> Policy<A, S, Req> for P2c
 where
     A: 'static,
@@ -109,8 +114,8 @@ where
 {
     type Table = P2cTable;
 
-    fn table(&self, members: &[Member<A, S>], _: Option<&P2cTable>) -> P2cTable {
-        let sampler = Sampler::new(members);
+    fn table(&self, candidates: Candidates<'_, A, S>, _: Option<&P2cTable>) -> P2cTable {
+        let sampler = Sampler::new(candidates);
         let plain = self.choices == 2 && sampler.len() >= 2 && sampler.is_plain();
         P2cTable {
             plain: if plain { sampler.len() } else { 0 },
@@ -127,7 +132,7 @@ where
     ) -> Choice {
         if table.plain == 0 || candidates.is_narrowed() {
             let slot = self.best_of(&table.sampler, candidates, cx.rng());
-            return slot.map_or(Choice::None, |slot| {
+            return slot.map_or(Choice::Nobody, |slot| {
                 Choice::Member(table.sampler.position(slot))
             });
         }
@@ -136,13 +141,13 @@ where
         let second_wins = if S::Metric::TIMED {
             let clock = PickClock::new();
             let (first_load, second_load) = (load(first), load(second));
-            first_load.tell(&clock);
-            second_load.tell(&clock);
+            first_load.advance_clock(&clock);
+            second_load.advance_clock(&clock);
             let first_cost = first_load.cost_at(&clock);
             second_load.cost_at(&clock) < first_cost || first_cost.is_nan()
         } else {
             let first_load = load(first);
-            // What is not a number does not even equal itself, and loses.
+            // A load that is not a number does not even equal itself. It loses.
             match load(second).partial_cmp(&first_load) {
                 Some(order) => order.is_lt(),
                 None => first_load.partial_cmp(&first_load).is_none(),
@@ -151,10 +156,14 @@ where
         Choice::Member(if second_wins { second } else { first } as usize)
     }
 
+    fn any_will_do(&self) -> bool {
+        true
+    }
+
     fn seed(&self) -> Option<u64> {
         self.seed
     }
 }
 
-/// What the drawn slots of a pick are kept for, without an allocation.
+/// The length of the arrays that keep a pick's draws without an allocation.
 const MOST_CHOICES: usize = 8;

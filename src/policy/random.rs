@@ -1,8 +1,10 @@
-use super::{Candidates, Choice, Member, PickContext, Policy, sampler::Sampler};
+use super::{Candidates, Choice, PickContext, Policy, sampler::Sampler};
 
 /// Picks a member at random, in proportion to the weights.
 ///
-/// It looks at no load: its queues are the longest of all policies (see [the table](crate::policy#which-one-when)).
+/// It ignores loads, so its queues are the longest of all policies (see [the
+/// table](crate::policy#which-one-when)).
+///
 /// Cost: one random number, **O(1)**.
 #[derive(Clone, Debug, Default)]
 pub struct Random {
@@ -21,11 +23,12 @@ impl Random {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A, S, Req> Policy<A, S, Req> for Random {
     type Table = RandomTable;
 
-    fn table(&self, members: &[Member<A, S>], _: Option<&RandomTable>) -> RandomTable {
-        RandomTable(Sampler::new(members))
+    fn table(&self, candidates: Candidates<'_, A, S>, _: Option<&RandomTable>) -> RandomTable {
+        RandomTable(Sampler::new(candidates))
     }
 
     #[inline]
@@ -40,7 +43,13 @@ impl<A, S, Req> Policy<A, S, Req> for Random {
         } else {
             Some(sampler.draw(cx.rng()))
         };
-        slot.map_or(Choice::None, |slot| Choice::Member(sampler.position(slot)))
+        slot.map_or(Choice::Nobody, |slot| {
+            Choice::Member(sampler.position(slot))
+        })
+    }
+
+    fn any_will_do(&self) -> bool {
+        true
     }
 
     fn seed(&self) -> Option<u64> {

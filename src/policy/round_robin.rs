@@ -1,13 +1,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Candidates, Choice, Member, PickContext, Policy, Rng};
-use crate::chance::entropy;
+use super::{Candidates, Choice, PickContext, Policy};
+use crate::random::{Rng, entropy};
 
-/// Picks the members in turn, all handles sharing one position.
+/// Picks the members in turn; all handles share one position.
 ///
-/// The start is random, so that many clients that start together do not march in step. An update keeps
-/// the phase: the next pick is the first remaining member after the one picked last. Weights say
-/// only who is draining (0); for shares, take [`WeightedRoundRobin`](crate::WeightedRoundRobin).
+/// The start is random, so many clients that start together do not march in step. An update keeps
+/// the phase: the next pick is the first remaining member after the one picked last. Weights do not
+/// change the turns, except that a member of weight 0 is draining and gets none. For shares, use
+/// [`WeightedRoundRobin`](crate::WeightedRoundRobin).
 ///
 /// Cost: one atomic increment, **O(1)**.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +25,7 @@ pub struct RoundRobinTable {
 }
 
 impl RoundRobin {
-    /// Starts at a place that the seed fixes, so that a run can be repeated.
+    /// Starts at a place that the seed determines, so that a run can be repeated.
     #[must_use]
     pub const fn seeded(seed: u64) -> Self {
         Self { seed: Some(seed) }
@@ -44,22 +45,22 @@ impl RoundRobinTable {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
     type Table = RoundRobinTable;
 
     fn table(
         &self,
-        members: &[Member<A, S>],
+        candidates: Candidates<'_, A, S>,
         previous: Option<&RoundRobinTable>,
     ) -> RoundRobinTable {
-        let turns: Box<[(usize, u64)]> = members
+        let turns: Box<[(usize, u64)]> = candidates
             .iter()
-            .enumerate()
-            .filter(|(_, member)| member.candidate)
             .map(|(position, member)| (position, member.id))
             .collect();
         let next = match previous.and_then(RoundRobinTable::next_id) {
-            // Ids ascend: past the last of them it is the first one's turn, as the remainder says.
+            // Ids ascend. Past the last of them the first one's turn comes, because `pick` takes
+            // the remainder.
             Some(id) => turns.partition_point(|&(_, other)| other < id),
             None => self.start(&turns),
         };
@@ -77,17 +78,21 @@ impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
         _: &mut PickContext<'_, Req>,
     ) -> Choice {
         let n = table.turns.len();
-        // Relaxed: the position publishes nothing.
+        // Relaxed: no other memory is published through the position.
         let Some(turn) = table.next.fetch_add(1, Relaxed).checked_rem(n) else {
-            return Choice::None;
+            return Choice::Nobody;
         };
         if !candidates.is_narrowed() {
             return Choice::Member(table.turns[turn].0);
         }
-        // From here on by this pick's own count: other threads take turns, too.
+        // From here on the pick counts by itself, because other threads take turns, too.
         let mut rest = table.turns[turn..].iter().chain(&table.turns[..turn]);
         let left = rest.find(|(position, _)| candidates.contains(*position));
-        left.map_or(Choice::None, |&(position, _)| Choice::Member(position))
+        left.map_or(Choice::Nobody, |&(position, _)| Choice::Member(position))
+    }
+
+    fn any_will_do(&self) -> bool {
+        true
     }
 
     fn seed(&self) -> Option<u64> {

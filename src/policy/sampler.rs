@@ -1,39 +1,40 @@
-use super::{
-    candidates::{Candidates, Member},
-    rng::{Rng, scale},
-};
+use super::Candidates;
+use crate::random::{Rng, scale};
 
 /// Draws candidates in proportion to their weights. **O(1)** a draw, **O(n)** to build.
 ///
-/// A *slot* numbers the candidates from 0; [`position`](Self::position) gives the place of a slot among
-/// the snapshot's members.
+/// A *slot* is a candidate's number, from 0. [`position`](Self::position) returns the slot's place
+/// among the snapshot's members.
 #[derive(Debug)]
 pub(super) struct Sampler {
     len: u32,
-    /// The position of each slot; empty while every member is a candidate, when they are the same.
+    /// The position of each slot. Empty if every member is a candidate, because slots and positions
+    /// are then the same.
     positions: Box<[u32]>,
     weights: Option<Weights>,
 }
 
-/// What unequal weights need; equal ones need nothing.
+/// What is needed to draw by unequal weights. Equal weights need nothing.
 #[derive(Debug)]
 struct Weights {
     alias: Alias,
-    /// Where one slot weighs more than all the others together: that slot, and the table of the rest,
-    /// so that no draw is rejected more than every other time.
+    /// The slot that weighs more than all others together, if any, and the table of the others.
+    /// With it, a draw that must avoid one slot is rejected at most every other time.
     heaviest: Option<(u32, Alias)>,
-    /// 1 / weight of each slot, scaled so that the mean weight is 1.
+    /// The inverse weight of each slot, scaled so that the mean weight is 1: mean / weight.
     inverse: Box<[f64]>,
 }
 
 impl Sampler {
-    pub(super) fn new<A, S>(members: &[Member<A, S>]) -> Self {
-        let candidates = || members.iter().enumerate().filter(|(_, m)| m.candidate);
-        let weights: Vec<u32> = candidates().map(|(_, m)| m.share).collect();
-        let positions = if weights.len() == members.len() {
+    pub(super) fn new<A, S>(candidates: Candidates<'_, A, S>) -> Self {
+        let weights: Vec<u32> = candidates.iter().map(|(_, member)| member.share).collect();
+        let positions = if weights.len() == candidates.members().len() {
             Box::default()
         } else {
-            candidates().map(|(position, _)| position as u32).collect()
+            candidates
+                .iter()
+                .map(|(position, _)| position as u32)
+                .collect()
         };
         Self {
             len: weights.len() as u32,
@@ -57,9 +58,9 @@ impl Sampler {
         }
     }
 
-    /// Returns `cost` divided by the slot's weight, for comparison with other slots only.
+    /// Returns `cost` divided by the slot's weight, only for comparison with other slots.
     ///
-    /// What is not a number counts as infinite: it never wins over what is one.
+    /// A cost that is not a number counts as infinite, so it never wins over a finite one.
     #[inline]
     pub(super) fn relative(&self, slot: u32, cost: f64) -> f64 {
         let cost = self
@@ -69,12 +70,12 @@ impl Sampler {
         if cost.is_nan() { f64::INFINITY } else { cost }
     }
 
-    /// Returns whether all members are candidates of one weight: slots are positions then.
+    /// Returns whether all members are candidates of one weight. Then slots are positions.
     pub(super) fn is_plain(&self) -> bool {
         self.weights.is_none() && self.positions.is_empty()
     }
 
-    /// Draws a slot; there must be one.
+    /// Draws a slot. There must be at least one.
     #[inline]
     pub(super) fn draw(&self, rng: &mut Rng) -> u32 {
         match &self.weights {
@@ -83,9 +84,9 @@ impl Sampler {
         }
     }
 
-    /// Draws a slot whose position `candidates` still has.
+    /// Draws a slot whose position is still among the `candidates`.
     ///
-    /// Expected cost O(1) while most of them are left, O(n) when few are.
+    /// Expected cost: O(1) while most of them are left, O(n) when few are.
     pub(super) fn draw_among<A, S>(
         &self,
         candidates: Candidates<'_, A, S>,
@@ -94,9 +95,9 @@ impl Sampler {
         self.draw_another(&[], candidates, rng)
     }
 
-    /// Draws a slot that is not among the `known`, as if those had no weight.
+    /// Draws a slot outside `known`, as if the slots in `known` had no weight.
     ///
-    /// Expected cost as [`draw_among`](Self::draw_among).
+    /// Expected cost: as [`draw_among`](Self::draw_among).
     pub(super) fn draw_another<A, S>(
         &self,
         known: &[u32],
@@ -120,7 +121,7 @@ impl Sampler {
         (start..self.len).chain(0..start).find(left)
     }
 
-    /// Draws a slot; not the heaviest, if that is known, for it might come again and again.
+    /// Draws a slot, but never the heaviest one if it is in `known`: it might come again and again.
     fn draw_without(&self, known: &[u32], rng: &mut Rng) -> u32 {
         match &self.weights {
             Some(Weights {
@@ -157,7 +158,7 @@ impl Weights {
     }
 }
 
-/// Vose's alias table: a column for each slot, shared by at most two.
+/// Vose's alias table: one column for each slot, each shared by at most two slots.
 ///
 /// Source: Vose, "A Linear Algorithm for Generating Random Numbers with a Given Distribution", IEEE
 /// Transactions on Software Engineering 17(9), 1991.
@@ -166,13 +167,13 @@ struct Alias(Box<[Column]>);
 
 #[derive(Clone, Copy, Debug)]
 struct Column {
-    /// Below this, of 2^32, the column's own slot is drawn; above, `other`.
+    /// A random number below this, of 2^32, draws the column's own slot; any other draws `other`.
     own: u32,
     other: u32,
 }
 
 impl Alias {
-    /// Builds the table; at least one weight must not be 0.
+    /// Builds the table. At least one weight must not be 0.
     fn new(weights: &[u32]) -> Self {
         let n = weights.len();
         let sum: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
@@ -214,7 +215,7 @@ impl Alias {
     }
 }
 
-/// Enough that a scan is rare while one slot in eight is left.
+/// Enough draws to make a scan rare while one slot in eight is left.
 const DRAWS_BEFORE_SCAN: usize = 32;
 
 #[cfg(test)]

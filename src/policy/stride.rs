@@ -2,13 +2,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A static stride schedule: weighted turns from one shared counter, smooth and without a lock.
 ///
-/// Entry `i` of `n` stands in line once in each generation `g`, and is passed over there unless the
-/// fraction `w_i * g + offset_i` has just wrapped round; so an entry of half the largest weight is picked
-/// in every other generation. Offsets keep equal entries out of step.
+/// Entry `i` of `n` has one turn in each generation `g`. The turn is passed over unless the
+/// fraction `w_i * g + offset_i` has just wrapped round. An entry of half the largest weight is
+/// thus picked in every other generation. Offsets keep equal entries out of step.
 ///
-/// An entry of more than [`MOST_TIMES_MEAN`] times the mean weight stands in several places instead, so
-/// a pick passes over a handful of entries on average however unequal the weights are.
-/// Weights below 1/65535 of the largest place count as that.
+/// An entry of more than [`MOST_TIMES_MEAN`] times the mean weight gets several places instead. A
+/// pick therefore passes over only a handful of entries on average, however unequal the weights
+/// are. Weights below 1/65535 of the largest place count as 1/65535 of it.
 ///
 /// Source: gRFC A58, "client-side weighted round robin", static stride scheduler.
 #[derive(Debug)]
@@ -17,12 +17,12 @@ pub(super) struct Stride(Box<[Place]>);
 #[derive(Clone, Copy, Debug)]
 struct Place {
     entry: u32,
-    /// Scaled so that the largest is [`FULL`].
+    /// The weight, scaled so that the largest is [`FULL`].
     weight: u16,
 }
 
 impl Stride {
-    /// Builds a schedule for `weights`; 0 is "unknown" and counts as the mean of the known ones.
+    /// Builds a schedule for `weights`. 0 is unknown and counts as the mean of the known ones.
     pub(super) fn new(weights: &[u32]) -> Self {
         let known = weights.iter().filter(|&&weight| weight > 0);
         let sum: f64 = known.clone().map(|&weight| f64::from(weight)).sum();
@@ -31,7 +31,7 @@ impl Stride {
         } else {
             1.0
         };
-        // Of each place: when in a generation it comes, whose it is, its weight.
+        // For each place: its time within a generation, its entry and its weight.
         let mut places: Vec<(f64, u32, f64)> = Vec::with_capacity(weights.len() * 5 / 4);
         for (entry, &weight) in weights.iter().enumerate() {
             let weight = if weight == 0 { mean } else { f64::from(weight) };
@@ -56,16 +56,18 @@ impl Stride {
         Self(places.iter().map(place).collect())
     }
 
-    /// Returns how many places there are: as many tries find an entry, if no other thread picks.
+    /// Returns the number of places.
+    ///
+    /// If no other thread picks, so many calls of `step` find an entry.
     pub(super) const fn places(&self) -> usize {
         self.0.len()
     }
 
-    /// Returns the entry whose turn it is, or `None` where this place is passed over.
+    /// Returns the entry whose turn it is, or `None` if this place is passed over.
     #[inline]
     pub(super) fn step(&self, sequence: &AtomicU64) -> Option<u32> {
         let n = self.0.len() as u64;
-        // Relaxed: the counter publishes nothing.
+        // Relaxed: no other memory is published through the counter.
         let turn = sequence.fetch_add(1, Relaxed);
         let (index, generation) = (turn.checked_rem(n)?, turn / n);
         let place = self.0[index as usize];
@@ -76,14 +78,14 @@ impl Stride {
     }
 }
 
-/// What the largest weight is scaled to.
+/// The scaled value of the largest weight.
 const FULL: u16 = u16::MAX;
 
-/// Half of [`FULL`]: neighbours of half weight take turns.
+/// Half of [`FULL`], so that neighbours of half the largest weight take turns.
 const OFFSET: u64 = FULL as u64 / 2;
 
-/// Four places of the mean weight: at most a quarter more places than entries, three of four passed
-/// over at worst.
+/// Limits the weight of one place. At 4, places outnumber entries by at most a quarter. At worst
+/// three of four places are passed over.
 const MOST_TIMES_MEAN: f64 = 4.0;
 
 #[cfg(test)]
@@ -144,7 +146,7 @@ mod tests {
             }
         }
 
-        /// Shares follow any weights, however unequal.
+        /// Shares follow the weights, however unequal these are.
         #[test]
         fn shares_follow_the_weights(weights in prop::collection::vec(1_u32..1000, 1..20)) {
             let sum: u32 = weights.iter().sum();

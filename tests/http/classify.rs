@@ -1,4 +1,4 @@
-//! What an answer says of its endpoint.
+//! How classifiers judge an answer.
 
 use std::io;
 
@@ -20,7 +20,7 @@ fn every_status_has_its_outcome() {
     for status in 100..1000 {
         let expected = match status {
             100..400 => Outcome::Success,
-            400..500 => Outcome::Ignore,
+            400..500 => Outcome::Neutral,
             _ => Outcome::Failure,
         };
         assert_eq!(http(classifier, status, &[]), expected, "{status}");
@@ -35,7 +35,7 @@ fn every_status_has_its_outcome() {
     );
     assert_eq!(
         http(classifier, 404, &[("retry-after", "1")]),
-        Outcome::Ignore
+        Outcome::Neutral
     );
     let error = io::Error::other("no");
     let answer: Result<&::http::Response<()>, _> = Err(&error);
@@ -47,14 +47,14 @@ fn statuses_and_classes_can_be_set() {
     let classifier = HttpStatus::new()
         .class(4, Outcome::Success)
         .status(404, Outcome::Failure)
-        .status(501, Outcome::Ignore)
-        .status(404, Outcome::Ignore)
+        .status(501, Outcome::Neutral)
+        .status(404, Outcome::Neutral)
         .status(429, Outcome::Success);
     for (status, expected) in [
         (400, Outcome::Success),
-        (404, Outcome::Ignore),
+        (404, Outcome::Neutral),
         (500, Outcome::Failure),
-        (501, Outcome::Ignore),
+        (501, Outcome::Neutral),
         (200, Outcome::Success),
     ] {
         assert_eq!(http(classifier, status, &[]), expected, "{status}");
@@ -64,7 +64,7 @@ fn statuses_and_classes_can_be_set() {
         Outcome::Success
     );
     for class in [0, 6] {
-        let refused = std::panic::catch_unwind(|| HttpStatus::new().class(class, Outcome::Ignore));
+        let refused = std::panic::catch_unwind(|| HttpStatus::new().class(class, Outcome::Neutral));
         assert!(refused.is_err());
     }
     let eight = (400..408).fold(HttpStatus::new(), |c, s| c.status(s, Outcome::Failure));
@@ -78,7 +78,7 @@ fn every_grpc_code_has_its_outcome_in_headers_and_in_trailers() {
         let expected = match code {
             0 => Outcome::Success,
             4 | 8 | 13 | 14 | 17 => Outcome::Failure,
-            _ => Outcome::Ignore,
+            _ => Outcome::Neutral,
         };
         (code.to_string(), expected)
     });
@@ -91,12 +91,12 @@ fn every_grpc_code_has_its_outcome_in_headers_and_in_trailers() {
         let in_trailers = classifier.classify_end(Some(&headers(&pairs)));
         assert_eq!(in_trailers, expected, "{code:?} in trailers");
     }
-    // Missing in the headers: to be told. Missing at the end: a failure.
+    // A missing status in the headers is undecided. A missing status at the end is a failure.
     let grpc =
         |status| Classify::<_, io::Error>::classify(&classifier, Ok(&response(status, &[], ())));
     assert_eq!(grpc(200), Outcome::Undecided);
     assert_eq!(grpc(503), Outcome::Failure);
-    assert_eq!(grpc(404), Outcome::Ignore);
+    assert_eq!(grpc(404), Outcome::Neutral);
     assert_eq!(classifier.classify_end(None), Outcome::Failure);
     assert_eq!(
         classifier.classify_end(Some(&HeaderMap::new())),
@@ -105,7 +105,7 @@ fn every_grpc_code_has_its_outcome_in_headers_and_in_trailers() {
     assert_eq!(classifier.classify_break(), Outcome::Failure);
     let only_unknown = GrpcStatus::new().failures([2]);
     let end = |code| only_unknown.classify_end(Some(&headers(&[("grpc-status", code)])));
-    assert_eq!((end("2"), end("14")), (Outcome::Failure, Outcome::Ignore));
+    assert_eq!((end("2"), end("14")), (Outcome::Failure, Outcome::Neutral));
     for code in [0, 17] {
         assert!(std::panic::catch_unwind(|| GrpcStatus::new().failures([code])).is_err());
     }

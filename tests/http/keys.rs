@@ -1,4 +1,4 @@
-//! What a request is spread by, and sessions.
+//! Hash keys of requests, and sessions.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +28,7 @@ fn request(uri: &str, pairs: &[(&str, &[u8])]) -> Request<()> {
     request
 }
 
-/// The hash of these bytes, as a key that everybody agrees on.
+/// Returns the hash of these bytes, which is the same for every client.
 fn of(bytes: &[u8]) -> Option<u64> {
     hash::owned(|bytes: &Vec<u8>| Some(bytes.clone())).hash(&bytes.to_vec(), 0)
 }
@@ -142,7 +142,7 @@ fn extensions_are_keys() {
     assert_eq!(key.hash(&tagged, 0), of(huge.as_bytes()));
     tagged.extensions_mut().insert(Tenant("t".to_owned()));
     assert_eq!(key.hash(&tagged, 0), of(b"t"));
-    // And together, as a policy takes them.
+    // Combined in a tuple, as a policy takes them.
     let both = (
         Header::new("x"),
         Extension::new(|tenant: &Tenant| tenant.0.clone()),
@@ -154,7 +154,7 @@ fn extensions_are_keys() {
 
 type Targets = watch::Sender<Vec<&'static str>>;
 
-/// A client whose answers say who gave them.
+/// Builds a client whose answers carry the name of the answering endpoint.
 fn client(
     sessions: &SessionLayer,
     targets: &Targets,
@@ -173,7 +173,7 @@ fn client(
         })
 }
 
-/// Sends a request with this cookie; returns who answered, and the cookie that was set.
+/// Sends a request with this cookie. Returns the answering endpoint and the cookie that was set.
 async fn send<S>(client: &S, cookie: Option<&str>) -> (String, Option<String>)
 where
     S: Service<Request<()>, Response = Response<String>, Error = BoxError> + Clone,
@@ -204,13 +204,13 @@ async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone(
             (home.clone(), None)
         );
     }
-    // Without it, requests go round.
+    // Without a cookie, requests go round.
     let mut others = HashSet::new();
     for _ in 0..6 {
         others.insert(send(&first, None).await.0);
     }
     assert_eq!(others.len(), 3);
-    // Another process with the same key, for which the set has another order.
+    // Another process has the same key, but lists the set in another order.
     targets.send_replace(vec!["c", "b", "a"]);
     let restarted = client(&SessionLayer::new("lb", [7; 16]), &targets);
     drop(first);
@@ -220,7 +220,7 @@ async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone(
             (home.clone(), None)
         );
     }
-    // Its endpoint goes: the session moves, once.
+    // When its endpoint leaves, the session moves once.
     let left: Vec<_> = ["a", "b", "c"]
         .into_iter()
         .filter(|name| *name != home)
@@ -238,7 +238,7 @@ async fn a_session_follows_its_endpoint_over_restarts_and_moves_when_it_is_gone(
     }
 }
 
-/// Waits until the balancer has taken in what was done.
+/// Waits until the balancer has applied a change.
 async fn until(is_so: impl AsyncFn() -> bool) {
     for _ in 0..1000 {
         if is_so().await {
@@ -273,7 +273,7 @@ async fn of_several_cookies_the_good_one_counts_and_an_error_begins_no_session()
     }
     assert_eq!(cookies["a"], None, "503");
     let good = pair(cookies["b"].as_ref().unwrap()).to_owned();
-    // Others of the same name come from another path, an older key, or somebody who would like to have one.
+    // Other cookies of the same name come from another path, from an older key or from a forger.
     for others in ["lb=x", &format!("lb={}", "0".repeat(32))] {
         for cookies in [format!("{others}; {good}"), format!("{good}; {others}")] {
             for _ in 0..6 {

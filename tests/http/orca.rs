@@ -1,9 +1,9 @@
-//! What servers report of their load.
+//! Load reports that servers send.
 
 use http::HeaderName;
 use tower_lb::{
     http::{load_metric, load_number, load_report},
-    load::Report,
+    report::LoadReport,
 };
 
 use crate::support::response;
@@ -11,7 +11,7 @@ use crate::support::response;
 #[test]
 fn orca_reports_are_read_as_text_and_as_json() {
     let read = |header: &str| load_report(&response(200, &[("endpoint-load-metrics", header)], ()));
-    let full = Some(Report::new(0.3, 120.0).eps(2.0));
+    let full = Some(LoadReport::new(0.3, 120.0).eps(2.0));
     for header in [
         "TEXT cpu_utilization=0.3,rps_fractional=120,eps=2",
         "TEXT  cpu_utilization = 0.3 , rps_fractional = 120 , eps=2 ",
@@ -28,7 +28,7 @@ fn orca_reports_are_read_as_text_and_as_json() {
     }
     assert_eq!(
         read("TEXT cpu_utilization=0.3"),
-        Some(Report::new(0.3, 0.0))
+        Some(LoadReport::new(0.3, 0.0))
     );
     for header in [
         "",

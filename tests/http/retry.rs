@@ -1,4 +1,4 @@
-//! Trying HTTP requests again.
+//! Retries of HTTP requests.
 
 use std::{
     convert::Infallible,
@@ -10,16 +10,16 @@ use std::{
 };
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
 use tokio::time::Instant;
 use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
     AttemptsFailed, BalanceLayer, Endpoint, FailoverLayer, PendingRequestsLayer, RoundRobin, each,
+    failover::{Retry, RetryPolicy},
     fixed,
     http::{BodyMoved, ExcludeTriedLayer, HttpRetry, TagTriedLayer, UnsentBody, retry_after},
-    retry::{Retry, RetryPolicy},
 };
 
 use crate::support::InOrder;
@@ -94,9 +94,9 @@ fn pushback_is_read_from_headers() {
     for (pushback, expected) in [
         ("150", Retry::After(Duration::from_millis(150))),
         ("0", Retry::After(Duration::ZERO)),
-        ("-1", Retry::Never),
-        ("later", Retry::Never),
-        ("", Retry::Never),
+        ("-1", Retry::Forbidden),
+        ("later", Retry::Forbidden),
+        ("", Retry::Forbidden),
     ] {
         let headers = [("grpc-status", "14"), ("grpc-retry-pushback-ms", pushback)];
         assert_eq!(answer(&headers), expected, "{pushback:?}");
@@ -153,7 +153,7 @@ fn retry_after_is_seconds_or_a_date() {
     assert_eq!(retry_after(&HeaderMap::new(), now), None);
 }
 
-/// Not `Clone`; says how much of it was read.
+/// A body that is not `Clone` and counts how many of its frames were read.
 struct Stream {
     frames: usize,
     read: Arc<Mutex<usize>>,
@@ -184,7 +184,7 @@ impl Body for Stream {
     }
 }
 
-/// What server 0 does; server 1 reads all and answers with the number of bytes.
+/// How server 0 fails. Server 1 reads the whole body and answers with the number of bytes.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
     FailsBefore,
@@ -248,7 +248,8 @@ async fn a_body_is_sent_again_only_when_nothing_of_it_was_read() {
     }
 }
 
-/// Of two tries under way the first to read has the body; the other one fails and sends none of it.
+/// Of two concurrent tries, the first one to read gets the body. The other one fails and sends
+/// nothing.
 #[tokio::test]
 async fn only_one_try_reads_a_body() {
     let read = Arc::new(Mutex::new(0));
@@ -267,7 +268,8 @@ async fn only_one_try_reads_a_body() {
     assert_eq!(*read.lock().unwrap(), 2);
 }
 
-/// A timeout of each try, and a buffer, between the failover and the balancer: each try goes elsewhere all the same.
+/// Each try goes to another endpoint even with a timeout per try and a buffer between the failover
+/// and the balancer.
 #[tokio::test(start_paused = true)]
 async fn the_tried_set_travels_through_layers_between() {
     let calls = Calls::default();
@@ -311,7 +313,8 @@ async fn the_tried_set_travels_through_layers_between() {
         tried.dedup();
         assert_eq!(tried.len(), all, "nobody twice");
     }
-    // All fail: the error names them, though the balancer is far below.
+    // When all tries fail, the error names their endpoints, although the balancer is several layers
+    // below.
     let client = ServiceBuilder::new()
         .layer(FailoverLayer::new(HttpRetry::new()).attempts(3))
         .layer(TagTriedLayer::addressed_by::<usize>())

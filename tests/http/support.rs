@@ -1,20 +1,22 @@
 //! Scripted bodies and backends.
 
+#![allow(dead_code)] // no test uses all of it
+
 use std::{
     pin::Pin,
     task::{Context, Poll},
 };
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Bytes;
-use tower_lb::{Candidates, Choice, Member, PickContext, Policy};
+use tower_lb::{Candidates, Choice, PickContext, Policy};
 
-/// Frames that a test sets, the last of which may be trailers or an error.
+/// A body whose frames are set by the test. The last one may be trailers or an error.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     pub(crate) frames: std::collections::VecDeque<Step>,
-    /// Whether it says that it has ended once no frame is left.
+    /// Whether the body reports its end once no frame is left.
     pub(crate) tells_its_end: bool,
 }
 
@@ -85,14 +87,14 @@ pub(crate) fn response<B>(status: u16, pairs: &[(&'static str, &str)], body: B) 
     response
 }
 
-/// Always the first that may be picked.
+/// Always picks the first candidate.
 #[derive(Clone, Debug)]
 pub(crate) struct InOrder;
 
 impl<A, S, Req> Policy<A, S, Req> for InOrder {
     type Table = ();
 
-    fn table(&self, _: &[Member<A, S>], _: Option<&()>) {}
+    fn table(&self, _: Candidates<'_, A, S>, _: Option<&()>) {}
 
     fn pick(
         &self,
@@ -101,6 +103,6 @@ impl<A, S, Req> Policy<A, S, Req> for InOrder {
         _: &mut PickContext<'_, Req>,
     ) -> Choice {
         let first = candidates.iter().next();
-        first.map_or(Choice::None, |(at, _)| Choice::Member(at))
+        first.map_or(Choice::Nobody, |(at, _)| Choice::Member(at))
     }
 }

@@ -1,5 +1,5 @@
-//! What goes wrong with `tower::balance` 0.5.3 and must not here; its figures are in the comments, and
-//! `tower_itself` shows them.
+//! Faults of `tower::balance` 0.5.3 that this crate must not have. Each comment gives tower's
+//! result; `tower_itself` shows it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -136,8 +136,8 @@ async fn a_hung_endpoint_draws_no_traffic() {
                     late <= 0.01,
                     "{case}: {late} of the last 10 s went to the hung endpoint"
                 );
-                // It answers again; those that had been stuck in it end when their callers' patience does,
-                // and ten seconds later it has been used.
+                // The endpoint answers again. The requests stuck in it end when their callers give
+                // up. Within ten seconds after that, it must have been used.
                 servers[1].behave(Behaviour::Answer(ms(20)));
                 let Some(patience) = patience else { continue };
                 let seconds = patience.as_secs() + 10;
@@ -148,7 +148,7 @@ async fn a_hung_endpoint_draws_no_traffic() {
     }
 }
 
-/// The stuck requests of an endpoint end when it answers them, however late.
+/// An endpoint that answers its stuck requests late is used again.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_answers_late_is_used_again() {
     for (n, decay) in [(2, 1), (2, 10), (10, 1), (10, 10)] {
@@ -163,7 +163,7 @@ async fn an_endpoint_that_answers_late_is_used_again() {
             sleep(Duration::from_secs(30)).await;
             late.behave(Behaviour::Answer(ms(20)));
         });
-        // Those that it got in the first moments are answered after a minute.
+        // The requests of the first moments are answered after a minute.
         let (first, _) = send(client.clone(), &servers, 100, 61, None).await;
         assert!((1..20).contains(&first[1]), "{case}: {first:?}");
         let (again, _) = send(client.clone(), &servers, 100, 9, None).await;
@@ -248,7 +248,7 @@ async fn reading_changes_nothing() {
     assert_eq!(micros, [68_393; 3]);
 }
 
-/// tower: not a number at decay 0; all loads 0, whatever is in flight, after the pause.
+/// tower: not a number at decay 0; after the pause all loads are 0, whatever is in flight.
 #[tokio::test(start_paused = true)]
 async fn odd_clocks_and_settings_stay_finite_and_even() {
     for decay in [
@@ -264,7 +264,7 @@ async fn odd_clocks_and_settings_stay_finite_and_even() {
             .layer(fixed(0..4))
             .service(factory(&servers));
         let check = |what: &str| {
-            for member in client.endpoints() {
+            for member in client.members() {
                 let cost = member.load().cost();
                 assert!(
                     cost.is_finite() && cost >= 0.0,
@@ -272,7 +272,7 @@ async fn odd_clocks_and_settings_stay_finite_and_even() {
                 );
             }
         };
-        // The clock stands still.
+        // No time passes between these requests.
         for _ in 0..400 {
             client.clone().oneshot(()).await.unwrap();
         }

@@ -1,8 +1,8 @@
-//! What tower asserts of `balance::p2c`, in our own words. Two differences are intended:
+//! The assertions of tower's tests of `balance::p2c`, rewritten. Two differences are intended:
 //!
-//! - an empty set is ready, and its calls fail with `NoEndpoints`; tower's is pending for ever;
-//! - an endpoint whose `poll_ready` failed stays a member and is tried again; tower's is forgotten. While
-//!   *every* endpoint fails, the balancer is ready and its calls fail with `NotReady`.
+//! - An empty set is ready, and its calls fail with `NoEndpoints`. tower's stays pending.
+//! - An endpoint whose `poll_ready` failed stays a member and is tried again. tower forgets it.
+//!   While *every* endpoint fails, the balancer is ready and its calls fail with `NotReady`.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ fn a_single_endpoint_is_ready_when_it_is() {
     let mut world = World::new(1);
     world.add();
     assert_eq!(world.poll(), Poll::Pending);
-    assert_eq!(world.balance.endpoints().len(), 1);
+    assert_eq!(world.balance.members().len(), 1);
     world.allow(0);
     assert!(world.poll().is_ready());
     assert_eq!(world.call().unwrap(), 0);
@@ -33,7 +33,7 @@ fn a_single_endpoint_is_ready_when_it_is() {
     assert!(world.poll().is_ready());
     assert!(world.call().unwrap_err().is::<NotReady>());
     assert_eq!(
-        world.balance.endpoints().len(),
+        world.balance.members().len(),
         1,
         "it failed, and is a member still"
     );
@@ -63,7 +63,7 @@ fn of_two_endpoints_the_ready_one_is_called() {
     assert_eq!(world.poll(), Poll::Pending);
 }
 
-/// 100 000 rounds of adding, removing, making ready, failing, mending and calling.
+/// 100 000 rounds of adding, removing, making ready, failing, restoring and calling.
 #[test]
 fn stress() {
     let mut world = World::new(3);
@@ -89,10 +89,10 @@ struct World {
     rng: SmallRng,
 }
 
-/// What the test knows of a server: the model.
+/// The model: what the test knows of a server.
 struct Known {
     server: Server,
-    /// Has a permit that no call has used.
+    /// Whether it has a permit that no call has used.
     ready: bool,
     failing: bool,
     alive: Weak<()>,
@@ -103,7 +103,7 @@ impl World {
         println!("seed {seed}");
         let (changes, rx) = mpsc::unbounded_channel();
         let loads = std::cell::Cell::new(0_u64);
-        // Loads are arbitrary: nothing asserted here may depend on them.
+        // The loads are arbitrary, because no assertion here may depend on them.
         let layer = tower::layer::layer_fn(move |client| {
             loads.set(loads.get() + 1);
             Constant::new(
@@ -209,14 +209,15 @@ impl World {
         answer
     }
 
-    /// Compares readiness with the model; says what a call must meet.
+    /// Compares readiness with the model. Returns whether a call must succeed, if the balancer is
+    /// ready.
     fn check(&mut self) -> Poll<bool> {
         let polled = self.poll();
         let usable = self
             .servers
             .values()
             .any(|known| known.ready && !known.failing);
-        // Before the first report there is no telling.
+        // Before the first report the balancer can't know that the set is empty, so it is pending.
         let hopeless = self.next > 0 && self.servers.values().all(|known| known.failing);
         let expected = if usable || hopeless {
             Poll::Ready(usable)

@@ -22,7 +22,7 @@ use tower_lb::*;
 
 use crate::support::*;
 
-/// Takes what a discovery has at hand: `+` and `-` with addresses.
+/// Takes all changes that are ready: `+` or `-` with the address, or the error.
 fn changes<D, S, E>(discover: &mut tokio_test::task::Spawn<D>) -> Vec<String>
 where
     D: Stream<Item = Result<Change<Endpoint<usize>, S>, E>> + Unpin,
@@ -53,17 +53,17 @@ async fn a_list_is_diffed_by_address() {
     targets.send_replace(vec![(2, 1), (1, 1)]);
     assert!(discover.is_woken());
     assert_eq!(changes(&mut discover), [""; 0]);
-    // A thousand sends are one difference, and make one service.
+    // A thousand lists sent between two polls are one difference, and one service is made.
     for i in 3..1003 {
         targets.send_replace(vec![(1, 1), (i, 1)]);
     }
     assert_eq!(changes(&mut discover), ["+1002", "-2"]);
     assert_eq!(made.load(Relaxed), 3);
-    // There and back between two looks is nothing.
+    // A list that changes and changes back between two polls is no difference.
     targets.send_replace(vec![]);
     targets.send_replace(vec![(1, 1), (1002, 1)]);
     assert_eq!(changes(&mut discover), [""; 0]);
-    // The sender is gone: the last list stays, and the stream ends.
+    // The sender is dropped: the last list is still read, and then the stream ends.
     targets.send_replace(vec![(1, 1)]);
     drop(targets);
     assert_eq!(changes(&mut discover), ["-1002"]);
@@ -117,7 +117,7 @@ async fn addresses_that_stay_keep_service_load_and_status() {
         answers.push(start(&mut handle).await);
     }
     let member = |address: usize| {
-        let members = balance.endpoints();
+        let members = balance.members();
         members
             .into_iter()
             .find(|member| *member.endpoint().address() == address)
@@ -126,7 +126,7 @@ async fn addresses_that_stay_keep_service_load_and_status() {
     settle().await;
     targets.send_replace(vec![(2, 1), (1, 4), (0, 2)]);
     settle().await;
-    assert_eq!(balance.endpoints().len(), 3);
+    assert_eq!(balance.members().len(), 3);
     for (address, weight, status) in [(0, 2, Status::Available), (1, 4, Status::Unhealthy)] {
         let member = member(address).unwrap();
         assert_eq!(member.load(), 5);
@@ -136,7 +136,8 @@ async fn addresses_that_stay_keep_service_load_and_status() {
         );
     }
     assert_eq!(member(2).unwrap().load(), 0);
-    // One that leaves and returns is another one; its requests in flight go on.
+    // An endpoint that leaves and returns is a new one, without the requests in flight of the old
+    // one.
     targets.send_replace(vec![(2, 1), (1, 4)]);
     settle().await;
     assert!(member(0).is_none());
@@ -180,7 +181,7 @@ async fn an_insertion_under_a_known_address_replaces_its_service() {
         20,
         "not even a reservation of the old one"
     );
-    assert_eq!(balance.endpoints().len(), 1);
+    assert_eq!(balance.members().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,7 +208,7 @@ async fn towers_service_list_is_discovery() {
     );
 }
 
-/// Yields what it is told, and panics if polled after its end.
+/// Yields the given items, last first, and panics if it is polled after its end.
 struct Once<T>(Option<Vec<T>>);
 
 impl<T: Unpin> Stream for Once<T> {
@@ -240,7 +241,7 @@ async fn a_stream_that_has_ended_is_not_polled_again() {
                 .unwrap(),
             0
         );
-        balance.endpoints()[0]
+        balance.members()[0]
             .endpoint()
             .eject(tokio::time::Instant::now() + ms(5));
         tokio::time::sleep(ms(10)).await;
@@ -259,10 +260,10 @@ async fn a_discovery_error_is_what_callers_of_an_empty_set_see() {
     assert_eq!(source.unwrap().to_string(), "no such name");
 }
 
-/// So that a driver which never yields ends the test, and fails it.
+/// Ends the stream if the driver never yields, so that the test fails rather than hangs.
 const MOST_POLLS: usize = 50_000_000;
 
-/// Always has another change: endpoint 0 is there, and endpoint 1 comes and goes for ever.
+/// Always has another change: endpoint 0 joins once, then endpoint 1 joins and leaves without end.
 struct Restless {
     server: Server,
     polls: Arc<AtomicUsize>,
@@ -302,7 +303,7 @@ async fn a_stream_that_always_has_more_starves_nobody() {
         "other tasks have their turn"
     );
     assert!(
-        !balance.endpoints().is_empty(),
+        !balance.members().is_empty(),
         "and what it said is published"
     );
     drop((balance, answer));
@@ -356,7 +357,7 @@ async fn a_service_that_is_not_clone_goes_through_a_buffer() {
     assert!(error.is::<tower::timeout::error::Elapsed>(), "{error}");
 }
 
-/// Yields what it is told, and then errors without end.
+/// Yields the given changes, last first, and then errors without end.
 struct Failing(Vec<Change<usize, Client>>);
 
 impl Stream for Failing {
@@ -379,8 +380,8 @@ async fn endless_errors_hide_neither_changes_nor_statuses() {
     ServiceExt::<()>::oneshot(balance.clone(), ())
         .await
         .unwrap();
-    balance.endpoints()[0].endpoint().mark_unhealthy();
-    let picked = balance.endpoints()[1].endpoint().clone();
+    balance.members()[0].endpoint().mark_unhealthy();
+    let picked = balance.members()[1].endpoint().clone();
     settle().await;
     for _ in 0..4 {
         let answer = ServiceExt::<()>::oneshot(balance.clone(), ())
@@ -395,7 +396,7 @@ async fn endless_errors_hide_neither_changes_nor_statuses() {
     assert!(error.is::<NoEndpoints>());
 }
 
-/// Removes what was never there, without end.
+/// Removes an endpoint that never joined, without end.
 struct Removing;
 
 impl Stream for Removing {
@@ -427,16 +428,4 @@ async fn a_factory_that_panics_leaves_nobody_waiting() {
         });
     let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
     assert!(error.is::<NoEndpoints>());
-}
-
-#[test]
-#[should_panic(expected = "timers are disabled")]
-fn a_runtime_without_timers_is_refused_at_once() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let _guard = runtime.enter();
-    let layer = BalanceLayer::<_, ()>::new(RoundRobin::default());
-    let _ = layer
-        .layer(fixed([0]).layer(|_: &Endpoint<usize>| Server::new(0, Behaviour::Hang).client()));
 }

@@ -1,4 +1,4 @@
-//! What holds for every policy and every set.
+//! Laws that hold for every policy and every set.
 
 use std::collections::HashSet;
 
@@ -31,7 +31,8 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 type Tracked = PendingRequests<Client>;
 
-/// Sends over a set that changes as told; nobody outside it, or draining, is ever picked.
+/// Sends requests while the set changes. No endpoint that is draining or not in the set may be
+/// picked.
 fn members_only<P>(policy: P, lists: &[Vec<(usize, u32)>])
 where
     P: Policy<usize, Tracked, ()> + Clone,
@@ -47,7 +48,7 @@ where
         for list in lists {
             targets.send_replace(list.clone());
             settle().await;
-            // Of duplicates the first counts.
+            // Of targets with the same address the first one counts.
             let mut seen = HashSet::new();
             let firsts = list.iter().filter(|(address, _)| seen.insert(*address));
             let allowed: HashSet<_> = firsts
@@ -66,7 +67,7 @@ where
     });
 }
 
-/// Uniform over equal members, by chi-squared at one in a thousand.
+/// Checks by chi-squared, at one in a thousand, that picks are uniform over equal members.
 fn uniform<P>(policy: P, n: usize)
 where
     P: Policy<usize, Tracked, ()> + Clone + std::fmt::Debug,
@@ -159,7 +160,7 @@ proptest! {
                     }
                     _ => {}
                 }
-                let members = balance.endpoints();
+                let members = balance.members();
                 let outer: usize = members.iter().map(|member| member.service().in_flight()).sum();
                 let inner: usize = members.iter().map(|member| member.service().get_ref().in_flight()).sum();
                 assert_eq!((outer, inner), (answers.len(), answers.len()));

@@ -1,4 +1,4 @@
-//! The trackers: what they count, when they give it back, and that tower takes them.
+//! The trackers: what they count, when they give it back, and that they work with tower.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,7 +15,7 @@ use tower_lb::*;
 
 use crate::support::*;
 
-/// Keeps the handle in the answer.
+/// Hands the handle to the caller together with the answer.
 #[derive(Clone)]
 struct InAnswer;
 
@@ -27,7 +27,7 @@ impl<H, V> TrackCompletion<H, V> for InAnswer {
     }
 }
 
-/// Everything that ends a request, for both trackers.
+/// Both trackers give the count back however a request ends.
 #[tokio::test(start_paused = true)]
 async fn counts_are_given_back_however_a_request_ends() {
     async fn check<L>(layer: L)
@@ -103,7 +103,7 @@ async fn completion_decides_when_a_request_is_over() {
     assert_eq!((answer, service.in_flight()), (3, 1));
     drop(handle);
     assert_eq!(service.in_flight(), 0);
-    // The latency is that until the handle goes.
+    // The latency lasts until the handle is dropped.
     let mut service = PeakEwmaLayer::default()
         .completion(InAnswer)
         .layer(server.client());
@@ -122,7 +122,7 @@ async fn constant_is_constant() {
     assert_eq!((service.load(), service.in_flight()), (7, 1));
 }
 
-/// tower's own balancer over our trackers: the idle one of two is taken.
+/// tower's own balancer over this crate's trackers sends the second request to the idle endpoint.
 #[tokio::test(start_paused = true)]
 async fn trackers_work_in_towers_balance() {
     async fn check<L>(layer: L)
@@ -149,7 +149,7 @@ async fn trackers_work_in_towers_balance() {
     check(PeakEwmaLayer::default()).await;
 }
 
-/// A tracked service that takes as long as it is told, and its estimate in ms.
+/// A tracked service whose answers take as long as the test says.
 struct Probe {
     server: Server,
     service: PeakEwma<Client>,
@@ -201,7 +201,7 @@ async fn estimates_start_at_the_default_and_fade() {
     close(probe.millis(), 10.0 * (-0.2_f64).exp());
 }
 
-/// As tower's `compound_decay`.
+/// The steps are those of tower's test `compound_decay`.
 #[tokio::test(start_paused = true)]
 async fn costs_grow_with_requests_in_flight_and_fall_with_time() {
     let layer = PeakEwmaLayer::default()
@@ -231,7 +231,8 @@ async fn costs_grow_with_requests_in_flight_and_fall_with_time() {
     assert!(cost(&probe) < 0.1);
 }
 
-/// A spike of a second over answers of 10 ms is back at 20 ms after 45.95 s; half of it after 6.931 s.
+/// A spike of 1 s over answers of 10 ms has fallen by half after 6.931 s, and to 20 ms after 45.95
+/// s.
 #[tokio::test(start_paused = true)]
 async fn a_peak_decays_as_finagles_does() {
     let mut probe = Probe::new(PeakEwmaLayer::default());
@@ -256,7 +257,7 @@ async fn failures_count_as_the_penalty_and_do_not_pile_up() {
         probe.answer(Behaviour::Fail(ms(1))).await;
         close(probe.millis(), 5000.0);
     }
-    // A slower one counts as it is.
+    // A failure slower than the penalty counts with its own latency.
     probe.answer(Behaviour::Fail(ms(7000))).await;
     close(probe.millis(), 7000.0);
 }
@@ -265,9 +266,9 @@ async fn failures_count_as_the_penalty_and_do_not_pile_up() {
 async fn the_classifier_decides_what_a_failure_is() {
     let classify = |answer: Result<&usize, &Failed>| match answer {
         Ok(1) => Outcome::Failure,
-        Ok(2) => Outcome::Ignore,
+        Ok(2) => Outcome::Neutral,
         Ok(_) => Outcome::Success,
-        Err(_) => Outcome::Ignore,
+        Err(_) => Outcome::Neutral,
     };
     for (name, expected) in [(1, 5000.0), (2, 30.0), (3, 100.0)] {
         let server = Server::new(name, Behaviour::Answer(ms(100)));
@@ -300,12 +301,12 @@ async fn cancellations_in_a_row_raise_and_a_lone_one_says_little() {
         last = probe.millis();
     }
     close(last, 800.0);
-    // They do not add up beyond the penalty.
+    // Many cancellations raise the estimate to the penalty and no further.
     for _ in 0..100 {
         probe.cancel(ms(200)).await;
     }
     close(probe.millis(), 5000.0);
-    // An answer ends the row.
+    // An answer ends the series of cancellations.
     probe.answer(Behaviour::Answer(ms(10))).await;
     assert!(probe.millis() < 31.0, "{}", probe.millis());
     probe.cancel(ms(200)).await;
@@ -323,13 +324,13 @@ async fn a_caller_with_less_patience_does_not_lower_what_others_have_shown() {
     close(probe.millis(), 1000.0);
 }
 
-/// What the classifier has ignored was an answer all the same: the endpoint does not hang. But an error may be of the
-/// client's own making, and what was never decided is no answer yet.
+/// A neutral answer shows that the endpoint does not hang, so it ends a series of cancellations. A
+/// neutral error does not, because its cause may be the client. Nor does an undecided answer.
 #[tokio::test(start_paused = true)]
 async fn an_ignored_answer_ends_a_row_of_cancellations_and_an_error_does_not() {
     for (behaviour, outcome, hangs) in [
-        (Behaviour::Answer(ms(1)), Outcome::Ignore, false),
-        (Behaviour::Fail(ms(1)), Outcome::Ignore, true),
+        (Behaviour::Answer(ms(1)), Outcome::Neutral, false),
+        (Behaviour::Fail(ms(1)), Outcome::Neutral, true),
         (Behaviour::Answer(ms(1)), Outcome::Undecided, true),
     ] {
         let server = Server::new(0, Behaviour::Hang);
@@ -405,7 +406,7 @@ async fn of_a_burst_an_endpoint_that_has_only_faded_gets_one() {
     assert!(before > 0);
     burst(50).await;
     assert_eq!(servers[1].calls() - before, 1);
-    // And it gets no other one while that is not answered.
+    // It gets no other request while that one is not answered.
     sleep(Duration::from_secs(10)).await;
     burst(50).await;
     assert_eq!(servers[1].calls() - before, 1);
@@ -429,7 +430,7 @@ fn settings_that_are_nonsense_are_refused() {
     let _ = largest.layer(());
 }
 
-/// Sums stay exact under any interleaving of clone, call and drop, on two threads.
+/// Counts stay exact while two threads clone, call and drop.
 #[test]
 fn counts_are_exact_from_two_threads() {
     fn check<S: Service<u8> + InFlight + Clone + Send + 'static>(service: S)

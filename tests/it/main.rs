@@ -1,17 +1,17 @@
-//! Everything that is tested from the outside.
+//! Tests of the crate from the outside.
 #![allow(clippy::unwrap_used)]
 
 mod balance;
 mod beyond_tower;
 mod conformance;
 mod discovery;
+mod failover;
 mod floors;
 mod hash;
 mod health;
 mod laws;
 mod load;
 mod policies;
-mod reported;
-mod retry;
+mod report;
 mod support;
 mod tower_itself;

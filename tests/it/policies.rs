@@ -6,7 +6,7 @@ use tower_lb::*;
 
 use crate::support::*;
 
-/// Addresses picked, with constant loads and the given weights.
+/// Returns the addresses picked, with constant loads and the given weights.
 async fn picks<P>(
     policy: P,
     weights: &[u32],
@@ -107,7 +107,7 @@ async fn what_is_not_a_number_loses() {
             assert!(last.iter().all(|&pick| pick == good));
         }
     }
-    // Nothing but those: any will do.
+    // If no load is a number, any member will do.
     near(
         &shares(&picks(p2c(5), &[1, 1], |_| f64::NAN, 10_000).await, 2),
         &[0.5; 2],
@@ -125,7 +125,7 @@ async fn what_is_not_a_number_loses() {
 
 #[tokio::test]
 async fn least_loaded_breaks_ties_fairly() {
-    // Ties that stand together and apart.
+    // Ties of adjacent members and of members that are apart.
     let load = |i| [0.0, 5.0, 0.0, 0.0, 5.0][i];
     let shares = shares(
         &picks(LeastLoaded::seeded(6), &[1; 5], load, 60_000).await,
@@ -181,7 +181,7 @@ async fn round_robin_keeps_its_phase_over_updates() {
     targets.send_replace(vec![0, 1, 2, 3, 4]);
     settle().await;
     assert_eq!([next().await, next().await, next().await], [2, 3, 4]);
-    // Whose turn it is leaves: the next one's it is.
+    // The member whose turn it is leaves, so the one after it is next.
     targets.send_replace(vec![1, 2, 3, 4]);
     settle().await;
     assert_eq!(next().await, 1);
@@ -259,7 +259,8 @@ async fn the_one_that_is_ready_is_found_among_ten_thousand() {
     check(WeightedRoundRobin::seeded(10)).await;
 }
 
-/// One of two fails to become ready; eight tasks take turns at once. The other one always answers.
+/// One of two members fails to become ready, while eight tasks send at once. The other one must
+/// take every request.
 #[test]
 fn round_robin_passes_over_from_many_threads() {
     let runtime = tokio::runtime::Builder::new_multi_thread()

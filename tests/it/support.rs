@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::{BoxError, Service, ServiceExt};
 use tower_lb::{Endpoint, P2c};
 
-/// A backend whose behaviour the test sets; clones of its client reach the same one.
+/// A server whose behaviour the test sets. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Server(Arc<State>);
 
@@ -28,7 +28,7 @@ struct State {
     gate: Mutex<Gate>,
 }
 
-/// What a call meets.
+/// What a server does with a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Behaviour {
     Answer(Duration),
@@ -36,7 +36,7 @@ pub(crate) enum Behaviour {
     Hang,
 }
 
-/// What `poll_ready` meets.
+/// What decides the result of `poll_ready`.
 #[derive(Default)]
 struct Gate {
     /// `None`: always ready.
@@ -50,7 +50,7 @@ pub(crate) struct Client {
     server: Server,
     holds_permit: bool,
     ready: bool,
-    /// Alive as long as the service is.
+    /// Lives as long as the service and its clones.
     _alive: Arc<()>,
 }
 
@@ -79,7 +79,7 @@ impl Server {
         *self.0.behaviour.lock().unwrap() = behaviour;
     }
 
-    /// Gives out only so many permits from now on; more are added by further calls.
+    /// Limits the server to `permits` calls from now on; further calls of this add permits.
     pub(crate) fn allow(&self, permits: usize) {
         let mut gate = self.0.gate.lock().unwrap();
         *gate.permits.get_or_insert(0) += permits;
@@ -117,7 +117,7 @@ impl Gate {
 }
 
 impl Client {
-    /// A token that is dropped with the last clone of this service.
+    /// Returns a token that is dropped with the last clone of this service.
     pub(crate) fn alive(&self) -> std::sync::Weak<()> {
         Arc::downgrade(&self._alive)
     }
@@ -191,7 +191,7 @@ impl<Req> Service<Req> for Client {
     }
 }
 
-/// Servers `0..`, with the behaviours given.
+/// Makes servers `0..` with the given behaviours.
 pub(crate) fn servers(behaviours: &[Behaviour]) -> Vec<Server> {
     (0..)
         .zip(behaviours)
@@ -199,14 +199,14 @@ pub(crate) fn servers(behaviours: &[Behaviour]) -> Vec<Server> {
         .collect()
 }
 
-/// The factory of clients for endpoints named by the servers' numbers.
+/// Returns a factory of clients for endpoints whose addresses are the servers' numbers.
 pub(crate) fn factory(servers: &[Server]) -> impl Fn(&Endpoint<usize>) -> Client + Clone + use<> {
     let servers: HashMap<usize, Server> = servers.iter().cloned().enumerate().collect();
     move |endpoint| servers[endpoint.address()].client()
 }
 
-/// Sends `per_second` requests for `seconds`, each given up after `patience`; returns the calls of each
-/// server in the whole run and in its last ten seconds.
+/// Sends `per_second` requests for `seconds`, and drops each one after `patience`. Returns the
+/// calls of each server in the whole run and in its last ten seconds.
 pub(crate) async fn send<S>(
     client: S,
     servers: &[Server],
@@ -247,7 +247,7 @@ where
     (difference(&before), difference(&late))
 }
 
-/// The share of the calls that went to one server.
+/// Returns the share of the calls that went to one server.
 pub(crate) fn share(calls: &[usize], server: usize) -> f64 {
     calls[server] as f64 / calls.iter().sum::<usize>().max(1) as f64
 }
@@ -256,7 +256,7 @@ pub(crate) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Waits until the driver has had every chance to act on what is known.
+/// Yields often enough for the driver to act on everything it has been told.
 pub(crate) async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -271,7 +271,7 @@ where
     poll_fn(|cx| Poll::Ready(service.poll_ready(cx))).await
 }
 
-/// P2c whose seed is printed, so that a failing run can be repeated.
+/// Returns a P2c and prints its seed, so that a failing run can be repeated.
 pub(crate) fn p2c(seed: u64) -> P2c {
     println!("seed {seed}");
     P2c::seeded(seed)

@@ -1,5 +1,5 @@
-//! `tower::balance` 0.5.3 under the same tests as `beyond_tower`: each of these shows the fault that the
-//! test of the like name there does not have. One that fails means that tower has mended it.
+//! Shows the faults of `tower::balance` 0.5.3 for which `beyond_tower` has a test of a similar
+//! name. A failure here means that tower has fixed the fault.
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
@@ -153,7 +153,7 @@ async fn reading_changes_the_estimate() {
     assert!((after[2] - 50.0).abs() < 0.1, "{after:?}");
 }
 
-/// The milliseconds of a cost, which says them nowhere else than in its `Debug`.
+/// Returns a cost in milliseconds. A cost shows its value only in its `Debug` output.
 fn millis(cost: load::peak_ewma::Cost) -> f64 {
     let nanos = format!("{cost:?}");
     let nanos = nanos
@@ -162,7 +162,7 @@ fn millis(cost: load::peak_ewma::Cost) -> f64 {
     nanos.unwrap().parse::<f64>().unwrap() / 1e6
 }
 
-/// After 763 s an estimate of decay 1 s is 0, and so is what a hundred requests in flight add to it.
+/// After 763 s an estimate of decay 1 s is 0, and a hundred requests in flight do not raise it.
 #[tokio::test(start_paused = true)]
 async fn a_long_pause_leaves_nothing_to_compare() {
     let server = Server::new(0, Behaviour::Hang);
@@ -176,7 +176,8 @@ async fn a_long_pause_leaves_nothing_to_compare() {
     assert_eq!(busy.load(), idle.load());
 }
 
-/// A decay of 0 is refused in debug builds alone; elsewhere nothing that is compared is a number.
+/// A decay of 0 is refused in debug builds alone. In release builds the loads are not numbers and
+/// can't be compared.
 #[tokio::test(start_paused = true)]
 async fn no_decay_is_no_number() {
     let client = Server::new(0, Behaviour::Answer(ms(1))).client();
@@ -225,8 +226,8 @@ async fn an_error_keeps_the_count_while_the_future_is_held() {
     assert!(service.load() > idle);
 }
 
-/// Loads divided by weights of .99, .005 and .005 do not make shares of them: two of three are drawn whatever they
-/// weigh, and the heaviest wins whenever it is drawn.
+/// Loads of 1 / weight do not give shares of .99, .005 and .005. Two of three are drawn whatever
+/// their weights, and the heaviest wins whenever it is drawn.
 #[tokio::test(start_paused = true)]
 async fn weights_as_loads_are_not_shares() {
     let servers = servers(&[Behaviour::Answer(Duration::ZERO); 3]);

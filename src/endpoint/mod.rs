@@ -1,0 +1,17 @@
+//! Targets, as discovery names them, and the live endpoints that are made from them.
+//!
+//! A [`Target`] is plain data: an address with a weight, a zone, a priority and a hash key. An
+//! [`Endpoint`] is the live handle of one target in a balancer. Every stage of the stack holds the
+//! same handle. So the balancer sees the status that a health check sets.
+
+mod endpoint;
+mod map;
+mod status;
+mod target;
+
+pub(crate) use self::map::EndpointMap;
+pub use self::{
+    endpoint::Endpoint,
+    status::{Ejection, Status},
+    target::{Address, IntoTarget, Target},
+};

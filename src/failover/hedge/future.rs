@@ -1,0 +1,355 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+use tower::{BoxError, Service};
+use tracing::trace;
+
+use super::{delay::Began, state::HedgeState};
+use crate::{
+    budget::Allowance,
+    endpoint::Endpoint,
+    failover::{
+        CopyRequest, Retry, RetryPolicy,
+        error::{Attempt, AttemptsFailed, Stopped},
+        policy::is_turned_away,
+    },
+    tried::{CallExcluding, Tried},
+};
+
+pin_project! {
+    /// The response future of a [`Hedge`](super::Hedge).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it at any time drops the tries in progress.
+    pub struct HedgeFuture<S, Req, P, Copier>
+    where
+        S: CallExcluding<Req>,
+    {
+        #[pin]
+        first: First<S::Future>,
+        #[pin]
+        second: Second<S, Req, S::Future, S::Address>,
+        // The policy judges by this copy, and the second request is made from it. `None` if the
+        // request must not be sent twice.
+        copy: Option<Req>,
+        tried: Tried<S::Address>,
+        // How many endpoints are in `tried` before the first try (those of the layers above), and
+        // before the second one (the first try's, too).
+        known: [usize; 2],
+        // The failed tries, in the order in which they failed.
+        failed: Vec<Failed<S::Response>>,
+        began: Began,
+        timer: Option<Pin<Box<Sleep>>>,
+        shared: Arc<HedgeState<S, P, Copier>>,
+    }
+}
+
+pin_project! {
+    #[project = FirstProj]
+    enum First<F> {
+        Trying { #[pin] future: F },
+        Over,
+    }
+}
+
+pin_project! {
+    #[project = SecondProj]
+    enum Second<S, Req, F, A> {
+        NotSent,
+        GettingReady { service: S, request: Option<Req> },
+        Trying { #[pin] future: F, payment: Payment<A> },
+        /// It has failed, or will not be sent.
+        Over,
+    }
+}
+
+/// The payment for a hedge. Dropping it returns the payment if the hedge was never sent.
+struct Payment<A> {
+    allowance: Allowance,
+    tried: Tried<A>,
+    known: usize,
+}
+
+/// A try that has failed.
+struct Failed<T> {
+    endpoint: Option<String>,
+    answer: Result<T, BoxError>,
+}
+
+/// What the caller gets.
+type Answer<S, Req> = Result<<S as Service<Req>>::Response, BoxError>;
+
+/// One of the two tries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    First = 0,
+    Second = 1,
+}
+
+impl<S, Req, P, Copier> HedgeFuture<S, Req, P, Copier>
+where
+    S: CallExcluding<Req>,
+{
+    pub(super) fn new(
+        future: S::Future,
+        tried: Tried<S::Address>,
+        known: usize,
+        copy: Option<Req>,
+        shared: Arc<HedgeState<S, P, Copier>>,
+    ) -> Self {
+        Self {
+            first: First::Trying { future },
+            second: match copy {
+                Some(_) => Second::NotSent,
+                None => Second::Over,
+            },
+            copy,
+            tried,
+            known: [known; 2],
+            failed: Vec::new(),
+            began: shared.delay.begin(),
+            timer: None,
+            shared,
+        }
+    }
+
+    /// Returns the endpoints that the request has been sent to.
+    pub(super) fn called(&self) -> Vec<Endpoint<S::Address>> {
+        let tried = self.tried.list();
+        tried.get(self.known[0]..).unwrap_or_default().to_vec()
+    }
+}
+
+impl<S, Req, P, Copier> Future for HedgeFuture<S, Req, P, Copier>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>> + Clone,
+    P: RetryPolicy<Req, S::Response>,
+    Copier: CopyRequest<Req>,
+{
+    type Output = Result<S::Response, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            if let Some(answer) = self.as_mut().poll_first(cx) {
+                return self.finish(answer);
+            }
+            if let Some(answer) = ready!(self.as_mut().poll_second(cx)) {
+                return self.finish(answer);
+            }
+        }
+    }
+}
+
+impl<S, Req, P, Copier> HedgeFuture<S, Req, P, Copier>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>> + Clone,
+    P: RetryPolicy<Req, S::Response>,
+    Copier: CopyRequest<Req>,
+{
+    /// Polls the first try. Returns its answer if the caller gets it.
+    fn poll_first(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Option<Answer<S, Req>> {
+        let this = self.as_mut().project();
+        let FirstProj::Trying { future } = this.first.project() else {
+            return None;
+        };
+        match future.poll(cx) {
+            Poll::Ready(answer) => self.after(Which::First, answer.map_err(Into::into)),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Advances the second try.
+    ///
+    /// Ready with the caller's answer, or with `None` if it is to be polled again. If it returns
+    /// `Pending`, the waker is registered by the second try, by what it waits for, or by the first
+    /// try alone.
+    // All states of the second try are handled in one place, in the order in which they follow.
+    fn poll_second(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer<S, Req>>> {
+        let mut this = self.as_mut().project();
+        match this.second.as_mut().project() {
+            SecondProj::NotSent => {
+                if !self.as_mut().poll_delay(cx) {
+                    return Poll::Pending;
+                }
+                self.prepare_second();
+                Poll::Ready(None)
+            }
+            SecondProj::GettingReady { service, request } => {
+                let answer = match ready!(service.poll_ready(cx)) {
+                    Ok(()) => None,
+                    Err(error) => Some(Err(error.into())),
+                };
+                if let Some(answer) = answer {
+                    return Poll::Ready(self.after(Which::Second, answer));
+                }
+                // Paid for only now, because it goes out now.
+                let Some(request) = request.take().filter(|_| this.shared.allowance.hedge()) else {
+                    this.second.set(Second::Over);
+                    return Poll::Ready(None);
+                };
+                trace!("hedging");
+                this.known[1] = this.tried.len();
+                let payment = Payment {
+                    allowance: this.shared.allowance.clone(),
+                    tried: this.tried.clone(),
+                    known: this.known[1],
+                };
+                let future = service.call_excluding(request, &this.tried.strict());
+                this.second.set(Second::Trying { future, payment });
+                Poll::Ready(None)
+            }
+            SecondProj::Trying { future, .. } => {
+                let answer = ready!(future.poll(cx)).map_err(Into::into);
+                Poll::Ready(self.after(Which::Second, answer))
+            }
+            SecondProj::Over => match self.last_failure() {
+                Some(answer) => Poll::Ready(Some(answer)),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// Drops both tries, so that they no longer count as in flight.
+    fn finish(self: Pin<&mut Self>, answer: Answer<S, Req>) -> Poll<Answer<S, Req>> {
+        let mut this = self.project();
+        this.first.set(First::Over);
+        this.second.set(Second::Over);
+        Poll::Ready(answer)
+    }
+
+    /// Records the answer of a try. Returns it if the caller gets it.
+    fn after(self: Pin<&mut Self>, which: Which, answer: Answer<S, Req>) -> Option<Answer<S, Req>> {
+        let mut this = self.project();
+        // A second try that was not sent has no answer to judge.
+        if which == Which::Second && answer.as_ref().err().is_some_and(is_turned_away) {
+            this.second.set(Second::Over);
+            return None;
+        }
+        let retry = match this.copy {
+            Some(request) => this.shared.policy.retry(request, answer.as_ref()),
+            None => Retry::No,
+        };
+        this.shared.count(retry, answer.is_ok(), *this.began);
+        if matches!(retry, Retry::No | Retry::Forbidden) {
+            return Some(answer);
+        }
+        let tried = this.tried.list();
+        let endpoint = tried.get(this.known[which as usize]);
+        let endpoint = endpoint.map(ToString::to_string);
+        drop(tried);
+        this.failed.push(Failed { endpoint, answer });
+        if which == Which::Second {
+            this.second.set(Second::Over);
+            return None;
+        }
+        this.first.set(First::Over);
+        if matches!(*this.second, Second::NotSent) {
+            // At once, or after the pause that the server asked for.
+            match retry {
+                Retry::After(pause) if pause > this.shared.longest_pushback => {
+                    this.second.set(Second::Over);
+                }
+                Retry::After(pause) => *this.timer = Some(Box::pin(sleep(pause))),
+                _ => *this.timer = Some(Box::pin(sleep(Duration::ZERO))),
+            }
+        }
+        None
+    }
+
+    /// Returns whether the second request is due.
+    ///
+    /// If not, a timer or the first try has registered the waker.
+    fn poll_delay(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        let this = self.project();
+        if this.timer.is_none() {
+            let Some(delay) = this.shared.delay.get() else {
+                return false;
+            };
+            *this.timer = Some(Box::pin(sleep(delay)));
+        }
+        while let Some(timer) = this.timer {
+            if timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if this.tried.len() > this.known[0] || !this.failed.is_empty() {
+                break;
+            }
+            // The first try has not been sent, because no endpoint is ready. A second one would
+            // wait just as long.
+            let delay = this.shared.delay.get().unwrap_or_default();
+            *this.timer = Some(Box::pin(sleep(delay.max(SHORTEST_WAIT))));
+        }
+        true
+    }
+
+    fn prepare_second(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        *this.timer = None;
+        this.known[1] = this.tried.len();
+        let copy = this.copy.as_ref();
+        let request = copy.and_then(|request| this.shared.copy.copy(request));
+        this.second.set(match request {
+            Some(_) => Second::GettingReady {
+                service: this.shared.service.clone(),
+                request,
+            },
+            None => Second::Over,
+        });
+    }
+
+    /// Returns what the caller gets once no try is in progress.
+    fn last_failure(self: Pin<&mut Self>) -> Option<Answer<S, Req>> {
+        let this = self.project();
+        if matches!(*this.first, First::Trying { .. }) {
+            return None;
+        }
+        let last = this.failed.pop()?;
+        let Some(before) = this.failed.pop() else {
+            return Some(last.answer);
+        };
+        let attempts = match (before.answer, last.answer) {
+            (Err(a), Err(b)) => [(before.endpoint, a), (last.endpoint, b)],
+            (answer @ Ok(_), _) | (_, answer) => return Some(answer),
+        };
+        let attempts = attempts.map(|(endpoint, error)| Attempt::new(endpoint, false, error));
+        Some(Err(
+            AttemptsFailed::new(attempts.into(), Stopped::Attempts).into()
+        ))
+    }
+}
+
+impl<A> Drop for Payment<A> {
+    fn drop(&mut self) {
+        if self.tried.len() == self.known {
+            self.allowance.give_back();
+        }
+    }
+}
+
+impl<S, Req, P, Copier> fmt::Debug for HedgeFuture<S, Req, P, Copier>
+where
+    S: CallExcluding<Req>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let second = match &self.second {
+            Second::NotSent => "not sent",
+            Second::GettingReady { .. } => "getting ready",
+            Second::Trying { .. } => "trying",
+            Second::Over => "over",
+        };
+        f.debug_struct("HedgeFuture")
+            .field("second", &second)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The shortest pause between two checks of whether the first try was sent.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);

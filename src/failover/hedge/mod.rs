@@ -1,0 +1,9 @@
+//! Hedging: sends a request that is slow to be answered to a second endpoint.
+
+mod delay;
+mod future;
+mod layer;
+mod service;
+mod state;
+
+pub use self::{future::HedgeFuture, layer::HedgeLayer, service::Hedge};

@@ -1,0 +1,104 @@
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tower::{BoxError, Service};
+
+use super::{
+    CopyRequest, RetryPolicy, copy::ByClone, failover_future::FailoverFuture, state::FailoverState,
+};
+use crate::{
+    endpoint::Endpoint,
+    tried::{CallExcluding, SendsElsewhere, Tried},
+};
+
+/// A service that tries requests again on another endpoint; see
+/// [`FailoverLayer`](super::FailoverLayer).
+pub struct Failover<S, P, Copier = ByClone> {
+    service: S,
+    shared: Arc<FailoverState<S, P, Copier>>,
+}
+
+impl<S, P, Copier> Failover<S, P, Copier> {
+    pub(super) fn new(service: S, shared: FailoverState<S, P, Copier>) -> Self {
+        Self {
+            service,
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl<S, P, Copier, Req> Service<Req> for Failover<S, P, Copier>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>> + Clone,
+    P: RetryPolicy<Req, S::Response>,
+    Copier: CopyRequest<Req>,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = FailoverFuture<S, Req, P, Copier>;
+
+    #[inline(always)]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.service.poll_ready(cx).map_err(Into::into)
+    }
+
+    #[inline(always)]
+    fn call(&mut self, request: Req) -> Self::Future {
+        self.shared.allowance.first_try();
+        let copy = self.shared.copy.copy(&request);
+        let trace = self.service.trace();
+        let future = self.service.call(request);
+        FailoverFuture::first(future, trace, copy, self.shared.clone())
+    }
+}
+
+impl<S: SendsElsewhere, P, Copier> SendsElsewhere for Failover<S, P, Copier> {}
+
+impl<S, P, Copier, Req> CallExcluding<Req> for Failover<S, P, Copier>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>> + Clone,
+    P: RetryPolicy<Req, S::Response>,
+    Copier: CopyRequest<Req>,
+{
+    type Address = S::Address;
+    type Trace = ();
+
+    fn trace(&self) {}
+
+    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<S::Address>> {
+        future.called()
+    }
+
+    fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
+        if tried.is_empty() {
+            self.shared.allowance.first_try();
+        }
+        let copy = self.shared.copy.copy(&request);
+        let trace = self.service.trace();
+        let future = self.service.call_excluding(request, tried);
+        FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.clone())
+    }
+}
+
+/// The clone is not ready: each handle becomes ready by itself.
+impl<S: Clone, P, Copier> Clone for Failover<S, P, Copier> {
+    fn clone(&self) -> Self {
+        Self {
+            service: self.service.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, P, Copier> fmt::Debug for Failover<S, P, Copier> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failover")
+            .field("service", &self.service)
+            .field("settings", &self.shared.settings)
+            .field("allowance", &self.shared.allowance)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,212 @@
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::settings::{CheckSettings, UntilFirstCheck};
+use crate::{
+    endpoint::{Address, Endpoint, EndpointMap},
+    random::random_part,
+};
+
+/// The endpoints that are checked, the results so far, and when the next checks are due.
+pub(super) struct Schedule<A, S> {
+    settings: CheckSettings,
+    idle_interval: Option<Duration>,
+    rng: SmallRng,
+    endpoints: EndpointMap<A, Checked<S>>,
+    /// When each endpoint's next check is due. Entries of endpoints that have left stay until then.
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+}
+
+struct Checked<S> {
+    service: S,
+    /// Whether requests were sent since the last check; `None` where that is not tracked.
+    has_traffic: Option<Arc<AtomicBool>>,
+    health: Health,
+}
+
+/// The health of one endpoint according to its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Health {
+    is_healthy: bool,
+    is_checked: bool,
+    /// How many results in a row contradict `is_healthy`.
+    streak: u32,
+}
+
+impl<A, S> Schedule<A, S> {
+    pub(super) fn new(
+        settings: CheckSettings,
+        idle_interval: Option<Duration>,
+        rng: SmallRng,
+    ) -> Self {
+        Self {
+            settings,
+            idle_interval,
+            rng,
+            endpoints: EndpointMap::default(),
+            due: BinaryHeap::new(),
+        }
+    }
+
+    pub(super) const fn settings(&self) -> &CheckSettings {
+        &self.settings
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
+    /// Returns the endpoint with this number and its service, unless it has left.
+    pub(super) fn get(&self, id: u64) -> Option<(&Endpoint<A>, &S)> {
+        let (endpoint, checked) = self.endpoints.get(id)?;
+        Some((endpoint, &checked.service))
+    }
+
+    /// Returns when the next check is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|&Reverse((at, _))| at)
+    }
+
+    /// Removes an entry that is due; returns its endpoint's number. The endpoint may have left.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<u64> {
+        let &Reverse((at, id)) = self.due.peek()?;
+        (at <= now).then(|| {
+            self.due.pop();
+            id
+        })
+    }
+}
+
+impl<A: Address, S> Schedule<A, S> {
+    pub(super) fn insert(
+        &mut self,
+        endpoint: Endpoint<A>,
+        service: S,
+        has_traffic: Option<Arc<AtomicBool>>,
+    ) {
+        // The service that this one replaces may have been marked otherwise.
+        let is_healthy = self.settings.until_first_check == UntilFirstCheck::Available;
+        if is_healthy {
+            endpoint.mark_healthy();
+        } else {
+            endpoint.mark_unhealthy();
+        }
+        let checked = Checked {
+            service,
+            has_traffic,
+            health: Health {
+                is_healthy,
+                is_checked: false,
+                streak: 0,
+            },
+        };
+        let (id, _) = self.endpoints.insert(endpoint, checked);
+        self.due.push(Reverse((Instant::now(), id)));
+    }
+
+    pub(super) fn remove(&mut self, endpoint: &Endpoint<A>) {
+        self.endpoints.remove(endpoint);
+    }
+
+    /// Records the result of a check, and sets when the next one is due.
+    pub(super) fn done(&mut self, id: u64, result: Result<(), String>) {
+        // The endpoint may have left during the check.
+        let Some((endpoint, checked)) = self.endpoints.get_mut(id) else {
+            return;
+        };
+        let settings = &self.settings;
+        checked.take(endpoint, result, settings);
+        let pause = checked.pause(settings, self.idle_interval);
+        let jitter = random_part(settings.jitter.min(pause), &mut self.rng);
+        let at = later(Instant::now(), pause.saturating_add(jitter));
+        self.due.push(Reverse((at, id)));
+    }
+}
+
+impl<S> Checked<S> {
+    /// Records the result of a check, and marks the endpoint if its health changes.
+    fn take<A: Address>(
+        &mut self,
+        endpoint: &Endpoint<A>,
+        result: Result<(), String>,
+        settings: &CheckSettings,
+    ) {
+        if let Err(error) = &result {
+            debug!(%endpoint, error, "health check failed");
+        } else if settings.ends_ejection {
+            endpoint.readmit();
+        }
+        if !self.health.take(result.is_ok(), settings) {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                info!(%endpoint, "health checks succeed: healthy");
+                endpoint.mark_healthy();
+            }
+            Err(error) => {
+                warn!(%endpoint, failures = settings.failures, error, "health checks fail: unhealthy");
+                endpoint.mark_unhealthy();
+            }
+        }
+    }
+
+    /// Returns the time until the next check.
+    fn pause(&self, settings: &CheckSettings, idle_interval: Option<Duration>) -> Duration {
+        let had_traffic = self
+            .has_traffic
+            .as_ref()
+            .map(|flag| flag.swap(false, Relaxed));
+        let is_at_edge = self.health.streak > 0;
+        match (settings.edge_interval, idle_interval) {
+            (Some(edge), _) if is_at_edge => edge,
+            (_, Some(idle)) if had_traffic == Some(false) && !is_at_edge => idle,
+            _ => settings.interval,
+        }
+    }
+}
+
+impl Health {
+    /// Records a result; returns whether it changes `is_healthy`.
+    const fn take(&mut self, success: bool, settings: &CheckSettings) -> bool {
+        let is_first = !self.is_checked;
+        self.is_checked = true;
+        if success == self.is_healthy {
+            self.streak = 0;
+            return false;
+        }
+        self.streak += 1;
+        let enough = match success {
+            true if is_first => 1,
+            true => settings.successes,
+            false => settings.failures,
+        };
+        if self.streak < enough {
+            return false;
+        }
+        self.is_healthy = success;
+        self.streak = 0;
+        true
+    }
+}
+
+/// Returns `now + pause`, or a moment a year away if the clock cannot represent that.
+fn later(now: Instant, pause: Duration) -> Instant {
+    now.checked_add(pause)
+        .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+}

@@ -1,0 +1,283 @@
+use std::{
+    any::Any,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+use tracing::info;
+
+use super::{
+    breaker::{Admission, Breaker, Ejected, ProbeResult},
+    counters::{CountersLease, CountersRef},
+    detector::{Reason, Tally},
+    settings::EndpointSettings,
+};
+use crate::{
+    clock,
+    endpoint::{Address, Endpoint},
+};
+
+/// Tells what `poll_ready` must do while the breaker is not closed.
+pub(super) enum Admitted<A: Address> {
+    /// The next call is a probe; its outcome decides.
+    Probe(Probe<A>),
+    /// The endpoint is ejected, or all probes are taken. Try again when this future ends.
+    Wait(Pin<Box<OwnedNotified>>),
+}
+
+/// The state of one endpoint in outlier detection: its counts and its breaker.
+pub(super) struct EndpointState<A: Address> {
+    lease: CountersLease,
+    settings: EndpointSettings,
+    pub(super) endpoint: Endpoint<A>,
+    breaker: Mutex<Breaker>,
+    /// Wakes the callers that wait for the breaker to change.
+    changed: Arc<Notify>,
+    judge: Weak<dyn Judge<A>>,
+}
+
+/// Decides on ejections, which needs a view of all endpoints.
+pub(super) trait Judge<A: Address>: Send + Sync {
+    /// Ejects an endpoint if the rules allow it.
+    fn eject(&self, state: &EndpointState<A>, reason: Reason, now: Instant);
+
+    /// Ejects an endpoint whose probe has failed, or readmits it if the rules forbid another
+    /// ejection.
+    fn eject_again(&self, state: &EndpointState<A>, now: Instant);
+}
+
+/// Permits the next request to go through as a probe. Dropped unsent, it makes room for another
+/// probe.
+pub(super) struct Probe<A: Address> {
+    /// `None` once the probe is sent.
+    state: Option<Arc<EndpointState<A>>>,
+    round: u64,
+}
+
+impl<A: Address> EndpointState<A> {
+    pub(super) fn new(
+        endpoint: Endpoint<A>,
+        settings: EndpointSettings,
+        judge: Weak<dyn Judge<A>>,
+    ) -> Arc<Self> {
+        let state = Arc::new(Self {
+            lease: CountersLease::new(&settings),
+            settings,
+            endpoint,
+            breaker: Mutex::new(Breaker::new()),
+            changed: Arc::default(),
+            judge,
+        });
+        let owner: Weak<dyn Any + Send + Sync> = Arc::<Self>::downgrade(&state);
+        state.lease.set_owner(owner);
+        state
+    }
+
+    pub(super) fn counters(&self) -> CountersRef {
+        self.lease.reference()
+    }
+
+    /// Returns a number that no other state has; later states have higher ones.
+    pub(super) fn number(&self) -> u64 {
+        self.lease.number()
+    }
+
+    /// Returns whether requests go through without asking the breaker.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lease.counters().is_closed()
+    }
+
+    pub(super) fn is_candidate(&self) -> bool {
+        self.endpoint.weight() > 0
+    }
+
+    /// Counts the failure of a request that was no probe, or of `poll_ready`.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fail(&self) {
+        if !self.is_closed() {
+            return;
+        }
+        let in_a_row = self.lease.counters().fail();
+        // Asks only once. If the rules forbid the ejection, the end of the interval asks again. The
+        // limit is 0 where this detector is off, and then never reached.
+        if in_a_row == self.settings.consecutive_failures {
+            if let Some(judge) = self.judge.upgrade() {
+                judge.eject(self, Reason::ConsecutiveFailures(in_a_row), Instant::now());
+            }
+        }
+    }
+
+    /// Returns whether a cancelled request was under way for long enough to count as failed.
+    pub(super) fn is_too_long(&self, started: u64) -> bool {
+        let limit = self.settings.cancelled_after;
+        limit > 0 && started > 0 && clock::now().saturating_sub(started) >= limit
+    }
+
+    /// Returns the counts since the last call, and sets them to 0.
+    pub(super) fn take_tally(&self) -> Tally {
+        self.lease.counters().take_tally()
+    }
+
+    /// Returns the number of failures in a row if it is at the limit or above.
+    pub(super) fn failures_in_a_row(&self) -> Option<u32> {
+        let limit = self.settings.consecutive_failures;
+        let in_a_row = self.lease.counters().failures_in_a_row();
+        (limit > 0 && in_a_row >= limit).then_some(in_a_row)
+    }
+
+    /// Asks the breaker for a request's admission; `None`: it goes through like any other.
+    #[cold]
+    pub(super) fn admit(self: &Arc<Self>) -> Option<Admitted<A>> {
+        // Made before the breaker is asked, so that no change after that is missed.
+        let changed = self.changed.clone().notified_owned();
+        let ejected = match self.endpoint.is_ejected() {
+            false => Ejected::Readmitted,
+            true if self.endpoint.is_kept_out() => Ejected::Yes,
+            true => Ejected::Revived,
+        };
+        let rule = &self.settings.rule;
+        match self.breaker().admit(rule, ejected, Instant::now()) {
+            Admission::Through => None,
+            Admission::Probe(round) => Some(Admitted::Probe(Probe {
+                state: Some(self.clone()),
+                round,
+            })),
+            Admission::Wait => Some(Admitted::Wait(Box::pin(changed))),
+        }
+    }
+
+    /// Ends an interval; returns whether a probe has failed because it never ended.
+    pub(super) fn end_interval(&self, now: Instant) -> bool {
+        if !self.is_closed() {
+            // The ejection may have ended. Our balancer notices that by itself; callers that wait
+            // elsewhere are woken only here.
+            self.changed.notify_waiters();
+        }
+        let mut breaker = self.breaker();
+        let verdict = breaker.end_interval(&self.settings.rule, now);
+        if verdict == ProbeResult::Closed {
+            self.readmit(breaker);
+        }
+        verdict == ProbeResult::Failed
+    }
+
+    pub(super) fn may_be_ejected(&self) -> bool {
+        self.breaker().may_be_ejected()
+    }
+
+    /// Returns whether requests are kept from the endpoint.
+    pub(super) fn is_out(&self, now: Instant) -> bool {
+        self.breaker().is_out(now)
+    }
+
+    /// Ejects the endpoint; returns the end of the ejection.
+    pub(super) fn eject(&self, reason: Reason, jitter: Duration, now: Instant) -> Instant {
+        let mut breaker = self.breaker();
+        let until = breaker.eject(&self.settings.rule, jitter, now);
+        self.endpoint.eject_because(until, reason.to_string());
+        self.tell(breaker);
+        until
+    }
+
+    /// Readmits the endpoint without a probe.
+    pub(super) fn close(&self) {
+        let mut breaker = self.breaker();
+        breaker.close();
+        self.endpoint.readmit();
+        self.tell(breaker);
+    }
+
+    /// Records that the head of a probe's answer has come. The body decides.
+    pub(super) fn answer_probe(&self, round: u64) {
+        self.breaker().answer_probe(round);
+    }
+
+    /// Records the outcome of a probe that was sent; `None`: it decides nothing.
+    pub(super) fn end_sent_probe(&self, round: u64, success: Option<bool>) {
+        self.end_probe((round, true), success);
+    }
+
+    fn end_probe(&self, probe: (u64, bool), success: Option<bool>) {
+        let mut breaker = self.breaker();
+        let verdict = breaker.end_probe(&self.settings.rule, probe, success);
+        if verdict == ProbeResult::Closed {
+            return self.readmit(breaker);
+        }
+        self.tell(breaker);
+        if verdict == ProbeResult::Failed {
+            match self.judge.upgrade() {
+                Some(judge) => judge.eject_again(self, Instant::now()),
+                None => self.close(),
+            }
+        }
+    }
+
+    fn readmit(&self, breaker: MutexGuard<'_, Breaker>) {
+        self.endpoint.readmit();
+        info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
+        self.tell(breaker);
+    }
+
+    /// Publishes whether the breaker is closed, and wakes the callers that wait.
+    fn tell(&self, breaker: MutexGuard<'_, Breaker>) {
+        self.lease.counters().set_closed(breaker.is_closed());
+        drop(breaker);
+        self.changed.notify_waiters();
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // Nothing under this lock panics halfway through a change.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CountersRef {
+    /// Returns the state of the endpoint that these counters belong to, unless it has left.
+    pub(super) fn state<A: Address>(self) -> Option<Arc<EndpointState<A>>> {
+        let owner = self.counters().owner().upgrade()?;
+        let state = owner.downcast::<EndpointState<A>>().ok()?;
+        // Another endpoint may use the counters by now.
+        (state.number() == self.number()).then_some(state)
+    }
+}
+
+impl<A: Address> Probe<A> {
+    /// Marks the probe as sent; returns its round.
+    pub(super) fn send(mut self) -> u64 {
+        if let Some(state) = self.state.take() {
+            state.breaker().send_probe(self.round, Instant::now());
+        }
+        self.round
+    }
+}
+
+impl<A: Address> Drop for Probe<A> {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.take() {
+            state.end_probe((self.round, false), None);
+        }
+    }
+}
+
+/// Wakes the callers that wait for a probe to end. No probe can end any more.
+impl<A: Address> Drop for EndpointState<A> {
+    fn drop(&mut self) {
+        self.changed.notify_waiters();
+    }
+}
+
+impl<A: Address> fmt::Debug for EndpointState<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointState")
+            .field("endpoint", &self.endpoint)
+            .field("counts", self.lease.counters())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,347 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower::{BoxError, Layer, Service};
+
+use crate::{
+    budget::Window,
+    clock::{now, now_from},
+    endpoint::Endpoint,
+    error::Throttled,
+    outcome::{Classify, ErrorsAreFailures, Outcome},
+    random::{Rng, entropy},
+    tried::{CallExcluding, SendsElsewhere, Tried},
+};
+
+/// Rejects requests locally that the backends would reject.
+///
+/// It counts the requests of the last two minutes, and how many of them were accepted. While the
+/// backends accept at least one in K = 2, it rejects nothing. When they accept less, it rejects
+/// requests at random; the backends then see K times what they accept:
+///
+/// ```text
+/// probability = max(0, (requests - K x accepts) / (requests + 1))
+/// ```
+///
+/// An answer that the classifier calls a [failure](Outcome::Failure) was not accepted; every other
+/// answer was. If the backends tell overload from other errors, use a classifier that does so, too.
+/// A request that its caller drops counts as if it had not been sent. Above retries, this layer
+/// judges the final answer to each request. Below them, it also stops retries.
+///
+/// Cost: one reading of the clock, two atomic operations and an `Arc`; no allocation, and no
+/// waiting for a lock.
+///
+/// ```
+/// use tower_lb::AdaptiveThrottleLayer;
+///
+/// let layer = AdaptiveThrottleLayer::default();
+/// # let _: AdaptiveThrottleLayer = layer;
+/// ```
+///
+/// Source: Beyer et al., "Site Reliability Engineering", 2016, chapter 21, "Client-Side
+/// Throttling".
+#[derive(Clone, Debug)]
+pub struct AdaptiveThrottleLayer<K = ErrorsAreFailures> {
+    k: f64,
+    window: Duration,
+    classify: K,
+    seed: Option<u64>,
+}
+
+/// A service that rejects what its backends would reject; see [`AdaptiveThrottleLayer`].
+pub struct AdaptiveThrottle<S, K = ErrorsAreFailures> {
+    service: S,
+    classify: K,
+    shared: Arc<ThrottleState>,
+    rng: Rng,
+}
+
+struct ThrottleState {
+    k: f64,
+    requests: Window,
+    accepts: Window,
+    seed: u64,
+    handles: AtomicU64,
+}
+
+pin_project! {
+    /// The response future of an [`AdaptiveThrottle`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A request that is dropped before it is done counts as if it had not been sent.
+    pub struct ThrottleFuture<F, K> {
+        #[pin]
+        state: State<F, K>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, K> {
+        Sent { #[pin] future: F, classify: K, request: Request },
+        Rejected { error: Throttled },
+    }
+}
+
+/// A request that was sent. It no longer counts if it is dropped unanswered.
+struct Request {
+    shared: Arc<ThrottleState>,
+    answered: bool,
+}
+
+impl AdaptiveThrottleLayer {
+    /// Starts with K = 2, a window of two minutes, and every error as a rejection.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            k: 2.0,
+            window: Duration::from_secs(120),
+            classify: ErrorsAreFailures,
+            seed: None,
+        }
+    }
+}
+
+impl<K> AdaptiveThrottleLayer<K> {
+    /// Sets how many times the accepted requests the backends see. Default 2.
+    ///
+    /// A lower K rejects sooner and spares the backends. A higher K notices sooner that they work
+    /// again.
+    ///
+    /// # Panics
+    ///
+    /// If it is below 1 or not finite.
+    #[must_use]
+    #[track_caller]
+    pub fn k(mut self, k: f64) -> Self {
+        assert!(k >= 1.0 && k.is_finite(), "K must be at least 1 and finite");
+        self.k = k;
+        self
+    }
+
+    /// Sets how far back requests count. Default 2 min.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    #[must_use]
+    #[track_caller]
+    pub fn window(mut self, window: Duration) -> Self {
+        assert!(!window.is_zero(), "the window must not be zero");
+        self.window = window;
+        self
+    }
+
+    /// Sets which answers are rejections: those that `classify` calls failures. Default: errors.
+    #[must_use]
+    pub fn classify<D>(self, classify: D) -> AdaptiveThrottleLayer<D> {
+        AdaptiveThrottleLayer {
+            k: self.k,
+            window: self.window,
+            classify,
+            seed: self.seed,
+        }
+    }
+
+    /// Makes the choice of rejected requests reproducible.
+    #[must_use]
+    pub const fn seeded(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+}
+
+impl Default for AdaptiveThrottleLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S, K: Clone> Layer<S> for AdaptiveThrottleLayer<K> {
+    type Service = AdaptiveThrottle<S, K>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        let seed = self.seed.unwrap_or_else(entropy);
+        let window = u64::try_from(self.window.as_nanos()).unwrap_or(u64::MAX);
+        let now = now();
+        AdaptiveThrottle {
+            service,
+            classify: self.classify.clone(),
+            shared: Arc::new(ThrottleState {
+                k: self.k,
+                requests: Window::new(0, window, now),
+                accepts: Window::new(0, window, now),
+                seed,
+                handles: AtomicU64::new(0),
+            }),
+            rng: Rng::new(seed, 0),
+        }
+    }
+}
+
+impl ThrottleState {
+    /// Returns the current probability of rejection.
+    fn probability(&self) -> f64 {
+        // One reading for both, so that both totals are of the same time.
+        if let Some(now) = now_from(self.requests.ends().min(self.accepts.ends())) {
+            let at = |from| (now >= from).then_some(now);
+            self.requests.expire(at, || 0);
+            self.accepts.expire(at, || 0);
+        }
+        let (requests, accepts) = (self.requests.total() as f64, self.accepts.total() as f64);
+        ((requests - self.k * accepts) / (requests + 1.0)).max(0.0)
+    }
+}
+
+impl<S, K> AdaptiveThrottle<S, K> {
+    /// Returns the probability that a request would be rejected now.
+    #[must_use]
+    pub fn probability(&self) -> f64 {
+        self.shared.probability()
+    }
+}
+
+impl<S, K, Req> Service<Req> for AdaptiveThrottle<S, K>
+where
+    S: Service<Req, Error: Into<BoxError>>,
+    K: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = ThrottleFuture<S::Future, K>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.service.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        self.send(|service| service.call(request))
+    }
+}
+
+impl<S, K: Clone> AdaptiveThrottle<S, K> {
+    fn send<F>(&mut self, call: impl FnOnce(&mut S) -> F) -> ThrottleFuture<F, K> {
+        let probability = self.shared.probability();
+        self.shared.requests.add(1);
+        // 53 bits: the precision of an `f64`.
+        let drawn = (self.rng.next() >> 11) as f64 / (1_u64 << 53) as f64;
+        let state = if drawn < probability {
+            let error = Throttled::new(probability);
+            State::Rejected { error }
+        } else {
+            let sent = Request {
+                shared: self.shared.clone(),
+                answered: false,
+            };
+            State::Sent {
+                future: call(&mut self.service),
+                classify: self.classify.clone(),
+                request: sent,
+            }
+        };
+        ThrottleFuture { state }
+    }
+}
+
+impl<S: SendsElsewhere, K> SendsElsewhere for AdaptiveThrottle<S, K> {}
+
+impl<S, K, Req> CallExcluding<Req> for AdaptiveThrottle<S, K>
+where
+    S: CallExcluding<Req, Error: Into<BoxError>>,
+    K: Classify<S::Response, S::Error> + Clone,
+{
+    type Address = S::Address;
+    type Trace = S::Trace;
+
+    fn trace(&self) -> S::Trace {
+        self.service.trace()
+    }
+
+    fn called(&self, future: &Self::Future, trace: &S::Trace) -> Vec<Endpoint<S::Address>> {
+        match &future.state {
+            State::Sent { future, .. } => self.service.called(future, trace),
+            State::Rejected { .. } => Vec::new(),
+        }
+    }
+
+    fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
+        self.send(|service| service.call_excluding(request, tried))
+    }
+}
+
+impl<F, K, T, E> Future for ThrottleFuture<F, K>
+where
+    F: Future<Output = Result<T, E>>,
+    K: Classify<T, E>,
+    E: Into<BoxError>,
+{
+    type Output = Result<T, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Rejected { error } => Poll::Ready(Err((*error).into())),
+            StateProj::Sent {
+                future,
+                classify,
+                request,
+            } => {
+                let answer = ready!(future.poll(cx));
+                request.answered = true;
+                if classify.classify(answer.as_ref()) != Outcome::Failure {
+                    request.shared.accepts.add(1);
+                }
+                Poll::Ready(answer.map_err(Into::into))
+            }
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.shared.requests.add(-1);
+        }
+    }
+}
+
+/// The clone is not ready, and draws random numbers of its own.
+impl<S: Clone, K: Clone> Clone for AdaptiveThrottle<S, K> {
+    fn clone(&self) -> Self {
+        // Relaxed: the numbers only need to differ.
+        let handle = self.shared.handles.fetch_add(1, Relaxed) + 1;
+        Self {
+            service: self.service.clone(),
+            classify: self.classify.clone(),
+            rng: Rng::new(self.shared.seed, handle),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, K> fmt::Debug for AdaptiveThrottle<S, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdaptiveThrottle")
+            .field("service", &self.service)
+            .field("probability", &self.probability())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, K> fmt::Debug for ThrottleFuture<F, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rejected = matches!(self.state, State::Rejected { .. });
+        f.debug_struct("ThrottleFuture")
+            .field("rejected", &rejected)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,244 @@
+//! Health checks.
+
+use std::future::Ready;
+
+use super::*;
+
+/// The result of the checks of each server, and how many there were.
+#[derive(Clone)]
+struct Doctor(Arc<Mutex<HashMap<usize, (bool, usize)>>>);
+
+trait Check: Fn(Endpoint<usize>, Client) -> Ready<Result<(), &'static str>> + Clone {}
+impl<F: Fn(Endpoint<usize>, Client) -> Ready<Result<(), &'static str>> + Clone> Check for F {}
+
+impl Doctor {
+    fn new(n: usize) -> Self {
+        Self(Arc::new(Mutex::new(
+            (0..n).map(|server| (server, (true, 0))).collect(),
+        )))
+    }
+
+    fn say(&self, server: usize, well: bool) {
+        self.0.lock().unwrap().get_mut(&server).unwrap().0 = well;
+    }
+
+    fn asked(&self, server: usize) -> usize {
+        self.0.lock().unwrap()[&server].1
+    }
+
+    fn check(&self, server: usize) -> Result<(), &'static str> {
+        let mut all = self.0.lock().unwrap();
+        let (well, asked) = all.get_mut(&server).unwrap();
+        *asked += 1;
+        well.then_some(()).ok_or("sick")
+    }
+
+    fn layer(&self) -> HealthCheckLayer<impl Check + use<>> {
+        let doctor = self.clone();
+        HealthCheckLayer::new(move |endpoint: Endpoint<usize>, _: Client| {
+            std::future::ready(doctor.check(*endpoint.address()))
+        })
+        .jitter(Duration::ZERO)
+    }
+}
+
+/// A balancer over `$n` servers that all answer, checked by `$layer`.
+macro_rules! checked {
+    ($n:expr, $layer:expr) => {
+        Balance::<_, _, (), usize>::new(
+            $layer.layer(fixed(0..$n).layer(factory(&servers(&[ANSWER; $n])))),
+            RoundRobin::seeded(1),
+        )
+    };
+}
+
+async fn pass(secs: u64) {
+    for _ in 0..secs {
+        advance(Duration::from_secs(1)).await;
+        settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_failures_make_unhealthy_and_two_successes_healthy() {
+    let doctor = Doctor::new(2);
+    let balance = checked!(2, doctor.layer());
+    settle().await;
+    assert_eq!(doctor.asked(0), 1, "at once");
+    doctor.say(0, false);
+    pass(29).await;
+    assert_eq!(
+        (doctor.asked(0), statuses(&balance)[0]),
+        (3, Status::Available)
+    );
+    pass(1).await;
+    assert_eq!(
+        (doctor.asked(0), statuses(&balance)[0]),
+        (4, Status::Unhealthy)
+    );
+    assert_eq!(statuses(&balance)[1], Status::Available);
+    doctor.say(0, true);
+    pass(10).await;
+    assert_eq!(
+        statuses(&balance)[0],
+        Status::Unhealthy,
+        "one success is not enough"
+    );
+    doctor.say(0, false);
+    pass(10).await;
+    doctor.say(0, true);
+    pass(10).await;
+    assert_eq!(statuses(&balance)[0], Status::Unhealthy, "not two in a row");
+    pass(10).await;
+    assert_eq!(statuses(&balance)[0], Status::Available);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_must_be_checked_first_takes_nothing_until_the_first_success() {
+    let doctor = Doctor::new(2);
+    doctor.say(0, false);
+    let layer = doctor.layer().until_first_check(UntilFirstCheck::Unhealthy);
+    let balance = checked!(2, layer);
+    settle().await;
+    assert_eq!(statuses(&balance), [Status::Unhealthy, Status::Available]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_edges_are_looked_at_sooner_and_the_idle_later() {
+    let doctor = Doctor::new(3);
+    let layer = doctor
+        .layer()
+        .edge_interval(Duration::from_secs(1))
+        .idle_interval(Duration::from_secs(60));
+    let mut balance = checked!(3, layer);
+    settle().await;
+    doctor.say(0, false);
+    for _ in 0..12 {
+        // The third endpoint gets no traffic.
+        balance.members()[2].endpoint().mark_unhealthy();
+        settle().await;
+        calls(&mut balance, 4).await;
+        pass(1).await;
+    }
+    // There was no traffic before the first check, so the next one of each endpoint is at 60 s.
+    assert_eq!([0, 1, 2].map(|i| doctor.asked(i)), [1, 1, 1]);
+    for _ in 0..50 {
+        calls(&mut balance, 4).await;
+        pass(1).await;
+    }
+    assert_eq!([1, 2].map(|i| doctor.asked(i)), [2, 2]);
+    assert_eq!(
+        (doctor.asked(0), statuses(&balance)[0]),
+        (4, Status::Unhealthy),
+        "at 60, 61 and 62 s"
+    );
+    for _ in 0..20 {
+        calls(&mut balance, 4).await;
+        pass(1).await;
+    }
+    assert_eq!([1, 2].map(|i| doctor.asked(i)), [4, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_takes_too_long_or_panics_has_failed() {
+    let layer = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| async move {
+        match endpoint.address() {
+            0 => std::future::pending().await,
+            1 => panic!("a check that panics, as it should"),
+            _ => Ok::<_, String>(()),
+        }
+    });
+    let balance = checked!(3, layer.unhealthy_after(1).jitter(Duration::ZERO));
+    settle().await;
+    assert_eq!(
+        statuses(&balance),
+        [Status::Available, Status::Unhealthy, Status::Available]
+    );
+    pass(1).await;
+    assert_eq!(
+        statuses(&balance),
+        [Status::Unhealthy, Status::Unhealthy, Status::Available]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_panics_before_it_starts_has_failed_too_and_no_interval_is_too_long() {
+    let layer = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| {
+        assert_ne!(*endpoint.address(), 0, "a check that panics, as it should");
+        std::future::ready(Ok::<_, String>(()))
+    });
+    let layer = layer
+        .unhealthy_after(1)
+        .interval(Duration::MAX)
+        .jitter(Duration::MAX);
+    let balance = checked!(2, layer);
+    settle().await;
+    assert_eq!(statuses(&balance), [Status::Unhealthy, Status::Available]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_go_through_the_service_side_by_side_up_to_a_cap_and_stop_with_the_balancer() {
+    let running = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let at_once = running.clone();
+    let layer = HealthCheckLayer::new(move |_: Endpoint<usize>, service: Client| {
+        let running = at_once.clone();
+        async move {
+            running
+                .1
+                .fetch_max(running.0.fetch_add(1, Relaxed) + 1, Relaxed);
+            tokio::time::sleep(ms(500)).await;
+            running.0.fetch_sub(1, Relaxed);
+            service.oneshot(()).await.map(drop)
+        }
+    });
+    let servers = servers(&[ANSWER; 10]);
+    let balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(layer.concurrency(4).jitter(Duration::ZERO))
+        .layer(fixed(0..10))
+        .service(factory(&servers));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calls = || servers.iter().map(Server::calls).sum::<usize>();
+    assert_eq!((running.1.load(Relaxed), calls()), (4, 10));
+    drop(balance);
+    pass(60).await;
+    assert_eq!(calls(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_and_outliers_object_separately_and_a_check_may_end_an_ejection() {
+    for ends_ejection in [false, true] {
+        let doctor = Doctor::new(2);
+        let servers = servers(&[FAIL, ANSWER]);
+        let mut layer = doctor.layer();
+        if ends_ejection {
+            layer = layer.ends_ejection();
+        }
+        let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .layer(OutlierLayer::default())
+            .layer(layer)
+            .layer(fixed(0..2))
+            .service(factory(&servers));
+        settle().await;
+        pass(5).await;
+        calls(&mut balance, 12).await;
+        assert!(is_ejected(&statuses(&balance)[0]));
+        pass(6).await;
+        // The check at 10 s was a success.
+        assert_eq!(is_ejected(&statuses(&balance)[0]), !ends_ejection);
+        if ends_ejection {
+            servers[0].behave(ANSWER);
+            calls(&mut balance, 12).await;
+            assert!(servers[0].calls() > 8, "probed at once, and back");
+        } else {
+            doctor.say(0, false);
+            pass(30).await;
+            assert_eq!(
+                statuses(&balance)[0],
+                Status::Unhealthy,
+                "its ejection is over"
+            );
+        }
+    }
+}

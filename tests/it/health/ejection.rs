@@ -1,0 +1,298 @@
+//! What ejects an endpoint, and for how long.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn five_failures_in_a_row_eject_at_once_for_thirty_seconds() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let mut balance = round_robin(&servers, OutlierLayer::default());
+    calls(&mut balance, 8).await;
+    assert_eq!(servers[0].calls(), 4);
+    assert_eq!(statuses(&balance)[0], Status::Available);
+    let start = Instant::now();
+    calls(&mut balance, 2).await;
+    let until = start + Duration::from_secs(30);
+    assert_eq!(statuses(&balance)[0], Status::Ejected { until });
+    let ejection = balance.members()[0].endpoint().ejection().unwrap();
+    assert_eq!(
+        (ejection.until, &*ejection.reason),
+        (until, "5 failures in a row")
+    );
+    calls(&mut balance, 10).await;
+    advance(Duration::from_millis(29_999)).await;
+    calls(&mut balance, 10).await;
+    assert_eq!(servers[0].calls(), 5, "still out");
+    // Half-open: one probe fails, and the endpoint is ejected for twice as long.
+    advance(ms(1)).await;
+    settle().await;
+    assert_eq!(statuses(&balance)[0], Status::Available);
+    calls(&mut balance, 10).await;
+    assert_eq!(servers[0].calls(), 6, "one probe");
+    let until = Instant::now() + Duration::from_secs(60);
+    assert_eq!(statuses(&balance)[0], Status::Ejected { until });
+    // The next probe succeeds, and the endpoint is used again.
+    servers[0].behave(ANSWER);
+    advance(Duration::from_secs(60)).await;
+    settle().await;
+    calls(&mut balance, 20).await;
+    assert!(servers[0].calls() >= 6 + 9, "{}", servers[0].calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_in_between_starts_the_count_anew() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let mut balance = round_robin(&servers, OutlierLayer::default());
+    for _ in 0..10 {
+        servers[0].behave(FAIL);
+        calls(&mut balance, 8).await;
+        servers[0].behave(ANSWER);
+        calls(&mut balance, 2).await;
+    }
+    assert_eq!(statuses(&balance), [Status::Available; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_poll_ready_is_a_failure() {
+    let servers = servers(&[ANSWER, ANSWER]);
+    let mut balance = round_robin(&servers, OutlierLayer::default());
+    servers[0].fail_readiness(true);
+    calls(&mut balance, 20).await;
+    assert!(is_ejected(&statuses(&balance)[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_call_says_nothing_unless_it_took_too_long() {
+    let run = async |layer: OutlierLayer, patience| {
+        let servers = servers(&[Behaviour::Hang, ANSWER]);
+        let mut balance = round_robin(&servers, layer);
+        for _ in 0..20 {
+            let _ = timeout(patience, call(&mut balance)).await;
+        }
+        settle().await;
+        is_ejected(&statuses(&balance)[0])
+    };
+    assert!(!run(OutlierLayer::default(), ms(1_000)).await);
+    let layer = || OutlierLayer::default().cancelled_after(ms(100));
+    assert!(!run(layer(), ms(99)).await);
+    assert!(run(layer(), ms(100)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_eleven_with_two_failing_one_is_ejected() {
+    let mut behaviours = [ANSWER; 11];
+    behaviours[3..5].fill(FAIL);
+    let servers = servers(&behaviours);
+    let mut balance = round_robin(&servers, OutlierLayer::default());
+    calls(&mut balance, 11 * 20).await;
+    assert_eq!(
+        statuses(&balance)
+            .iter()
+            .filter(|status| is_ejected(status))
+            .count(),
+        1
+    );
+    // The other detectors, at the end of the interval, do not eject a second one either.
+    calls(&mut balance, 11 * 100).await;
+    advance(Duration::from_secs(10)).await;
+    settle().await;
+    assert_eq!(
+        statuses(&balance)
+            .iter()
+            .filter(|status| is_ejected(status))
+            .count(),
+        1
+    );
+}
+
+/// An ejected endpoint that is then found unhealthy gets no probes. Once its ejection has ended, it
+/// must not count towards the cap.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_out_for_other_reasons_takes_nobodys_place() {
+    let servers = servers(&[FAIL, ANSWER, ANSWER]);
+    let mut balance = round_robin(&servers, OutlierLayer::default());
+    calls(&mut balance, 15).await;
+    assert!(is_ejected(&statuses(&balance)[0]));
+    balance.members()[0].endpoint().mark_unhealthy();
+    advance(Duration::from_secs(31)).await;
+    settle().await;
+    servers[1].behave(FAIL);
+    calls(&mut balance, 20).await;
+    assert!(is_ejected(&statuses(&balance)[1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_service_starts_anew() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let (changes, rx) = tokio::sync::mpsc::unbounded_channel();
+    let insert = |server: usize| {
+        let change = Change::Insert(server, servers[server].client());
+        changes.send(Ok::<_, BoxError>(change)).unwrap();
+    };
+    let heartbeats = Heartbeats::new(Duration::from_secs(1_000));
+    let checks = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| async move {
+        if *endpoint.address() == 0 {
+            Err("sick")
+        } else {
+            Ok(())
+        }
+    });
+    let discover = from_discover(tokio_stream::wrappers::UnboundedReceiverStream::new(rx));
+    let discover = checks.unhealthy_after(1).layer(heartbeats.layer(discover));
+    let discover = OutlierLayer::default().layer(discover);
+    let mut balance: Balance<_, Watched, (), usize> = Balance::new(discover, RoundRobin::seeded(1));
+    insert(0);
+    insert(1);
+    settle().await;
+    assert_eq!(statuses(&balance)[0], Status::Unhealthy);
+    balance.members()[0].endpoint().mark_healthy();
+    settle().await;
+    calls(&mut balance, 10).await;
+    assert!(is_ejected(&statuses(&balance)[0]));
+    // The same address is inserted again, with another service.
+    insert(0);
+    tokio::task::yield_now().await;
+    let members = balance.members();
+    let all: Vec<_> = members
+        .iter()
+        .map(|member| member.endpoint().ejection())
+        .collect();
+    assert_eq!(all, [None, None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_available_one_is_never_ejected() {
+    for n in [1, 2, 5] {
+        let servers = servers(&vec![FAIL; n]);
+        let mut balance = round_robin(&servers, OutlierLayer::default().max_ejected(1.0));
+        calls(&mut balance, n * 50).await;
+        let ejected = statuses(&balance)
+            .iter()
+            .filter(|status| is_ejected(status))
+            .count();
+        assert_eq!(ejected, n - 1, "of {n}");
+    }
+    // Unhealthy and draining endpoints do not count as available.
+    let servers = servers(&[FAIL, ANSWER, ANSWER]);
+    let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(OutlierLayer::default())
+        .layer(fixed([(0, 1), (1, 1), (2, 0)]))
+        .service(factory(&servers));
+    settle().await;
+    balance.members()[1].endpoint().mark_unhealthy();
+    settle().await;
+    calls(&mut balance, 20).await;
+    assert_eq!(servers[0].calls(), 20);
+    assert_eq!(statuses(&balance)[0], Status::Available);
+}
+
+/// The requests of an interval get the same verdict in one burst as spread evenly.
+#[tokio::test(start_paused = true)]
+async fn bursts_and_spread_traffic_get_the_same_verdict() {
+    let run = async |failing_of_ten: usize, spread: bool| {
+        let servers = servers(&[ANSWER; 6]);
+        let layer = OutlierLayer::default().consecutive_failures(None);
+        let mut balance = round_robin(&servers, layer);
+        settle().await;
+        for i in 0..100 {
+            let fails = i % 10 < failing_of_ten;
+            servers[0].behave(if fails { FAIL } else { ANSWER });
+            calls(&mut balance, 6).await;
+            if spread {
+                advance(ms(99)).await;
+            }
+        }
+        advance(Duration::from_secs(if spread { 1 } else { 10 })).await;
+        settle().await;
+        is_ejected(&statuses(&balance)[0])
+    };
+    for (failing, verdict) in [(0, false), (3, true), (9, true)] {
+        assert_eq!(
+            run(failing, false).await,
+            verdict,
+            "{failing} of 10, in a burst"
+        );
+        assert_eq!(run(failing, true).await, verdict, "{failing} of 10, spread");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_detector_can_be_off() {
+    let servers = servers(&[FAIL, ANSWER, ANSWER, ANSWER, ANSWER]);
+    let layer = OutlierLayer::default()
+        .consecutive_failures(None)
+        .success_rate(None)
+        .failure_rate(None);
+    let mut balance = round_robin(&servers, layer.clone());
+    calls(&mut balance, 1_000).await;
+    advance(Duration::from_secs(10)).await;
+    settle().await;
+    assert_eq!(statuses(&balance), [Status::Available; 5]);
+    let mut balance = round_robin(&servers, layer.failure_rate(FailureRate::default()));
+    calls(&mut balance, 1_000).await;
+    advance(Duration::from_secs(10)).await;
+    settle().await;
+    assert!(is_ejected(&statuses(&balance)[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_one_is_ejected_where_that_is_asked_for() {
+    for asked_for in [false, true] {
+        let mut behaviours = [Behaviour::Answer(ms(1)); 5];
+        behaviours[2] = Behaviour::Answer(ms(4));
+        let servers = servers(&behaviours);
+        let slow = asked_for.then(SlowLatency::default);
+        let mut balance = round_robin(&servers, OutlierLayer::default().slow_latency(slow));
+        calls(&mut balance, 5 * 200).await;
+        advance(Duration::from_secs(10)).await;
+        settle().await;
+        assert_eq!(is_ejected(&statuses(&balance)[2]), asked_for);
+        assert_eq!(
+            statuses(&balance)
+                .iter()
+                .filter(|status| is_ejected(status))
+                .count(),
+            usize::from(asked_for)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_works_with_hashing_and_comes_home() {
+    let servers = servers(&[ANSWER; 4]);
+    let mut balance: Balance<_, Outlier<Client, usize>, u64, usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RingHash::by_key(hash::hashed(
+            |key: &u64| Some(*key),
+        ))))
+        .layer(OutlierLayer::default())
+        .layer(fixed(0..4))
+        .service(factory(&servers));
+    let key = 7;
+    let owner = balance.ready().await.unwrap().call(key).await.unwrap();
+    servers[owner].behave(FAIL);
+    for _ in 0..5 {
+        assert!(balance.ready().await.unwrap().call(key).await.is_err());
+    }
+    settle().await;
+    let next = balance.ready().await.unwrap().call(key).await.unwrap();
+    assert_ne!(next, owner);
+    servers[owner].behave(ANSWER);
+    advance(Duration::from_secs(30)).await;
+    settle().await;
+    assert_eq!(
+        balance.ready().await.unwrap().call(key).await.unwrap(),
+        owner
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_towers_own_balance_too() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let discover = OutlierLayer::default()
+        .layer(each(PendingRequestsLayer::default()).layer(fixed(0..2).layer(factory(&servers))));
+    let mut balance = tower::balance::p2c::Balance::new(Box::pin(discover));
+    for _ in 0..40 {
+        let _ = call(&mut balance).await;
+    }
+    assert_eq!(servers[0].calls(), 5, "it is not ready while it is ejected");
+}
