@@ -19,8 +19,17 @@ use tower::BoxError;
 #[derive(Clone, Debug, Default)]
 pub struct NoEndpoints {
     draining: usize,
+    has_ended: bool,
     source: Option<Arc<BoxError>>,
 }
+
+/// Reports that the balancer's driver is gone, so that no update of the set would be heard of.
+///
+/// The tokio runtime that the balancer was built in has been shut down, or the driver of
+/// [`Balance::pair`](crate::Balance::pair) was dropped. Build the balancer in the runtime that
+/// outlives it, or take `Balance::pair` and poll the driver where it lives as long as the handles.
+#[derive(Clone, Copy, Debug)]
+pub struct NotDriven;
 
 /// Reports that endpoints are known but too few are available.
 ///
@@ -64,8 +73,15 @@ impl NoEndpoints {
     pub const fn new() -> Self {
         Self {
             draining: 0,
+            has_ended: false,
             source: None,
         }
+    }
+
+    /// Returns whether discovery has ended: no endpoint will ever join.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// Returns how many endpoints are known but draining (weight 0).
@@ -74,8 +90,17 @@ impl NoEndpoints {
         self.draining
     }
 
-    pub(crate) const fn because(draining: usize, source: Option<Arc<BoxError>>) -> Self {
-        Self { draining, source }
+    pub(crate) const fn because(source: Option<Arc<BoxError>>, has_ended: bool) -> Self {
+        Self {
+            draining: 0,
+            has_ended,
+            source,
+        }
+    }
+
+    pub(crate) const fn with_draining(mut self, draining: usize) -> Self {
+        self.draining = draining;
+        self
     }
 }
 
@@ -119,9 +144,19 @@ impl NotReady {
 impl fmt::Display for NoEndpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.draining {
+            0 if self.has_ended => f.write_str("no endpoints: discovery has ended"),
             0 => f.write_str("no endpoints"),
             n => write!(f, "no endpoints: all {n} are draining"),
         }
+    }
+}
+
+impl fmt::Display for NotDriven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the balancer's driver is gone: its runtime was shut down, or it was dropped \
+             (`Balance::pair` hands it to you)",
+        )
     }
 }
 
@@ -178,6 +213,7 @@ impl Error for NotReady {
     }
 }
 
+impl Error for NotDriven {}
 impl Error for Unavailable {}
 impl Error for NotChosen {}
 impl Error for MissingKey {}

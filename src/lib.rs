@@ -112,7 +112,7 @@
 //! | `Policy` | the argument of [`BalanceLayer::new`] is not a policy for these requests | give it a policy; with a key, a closure over the type of these requests |
 //! | `HashKey` | the key is for another type of request | [`hash::borrowed`], [`hash::owned`] or [`hash::hashed`] with a closure; the keys in `http::key` are for `http::Request` |
 //! | `IntoTarget` | discovery lists items that are not addresses | list [`Target`]s, or implement [`IntoTarget`] for the type |
-//! | `Clone` of an error | the factory returns a `Result` | return the service itself; connect when it is called |
+//! | `Clone` of an error | the factory returns a `Result` | put [`fallible`] above the source, or connect when the service is called |
 //! | `Clone` of your service | a service is cloned for each request | [`each`]`(BufferLayer::new(16))` |
 //! | `type annotations needed` in a classifier | a closure's argument has no type | `\|answer: Result<&Response, &Error>\| ..` |
 //! | `CompleteOnBody` or `TrackCompletion` | the response is not an `http::Response` with a body | the default completion, or a [`TrackCompletion`] of your own |
@@ -151,6 +151,7 @@ pub mod discover;
 pub mod endpoint;
 pub mod error;
 pub mod failover;
+mod guard;
 pub mod hash;
 pub mod health;
 #[cfg(feature = "http")]
@@ -177,10 +178,10 @@ pub use self::{
     balance::{Balance, BalanceLayer, Driver, SlowStart, Watcher},
     budget::Budget,
     clock::PickClock,
-    discover::{WatchLayer, each, each_with, fixed, from_discover},
+    discover::{WatchLayer, each, each_with, fallible, fixed, from_discover},
     endpoint::{Address, Ejection, Endpoint, IntoTarget, Status, Target},
     error::{
-        AllTried, LimitReached, MissingKey, NoEndpoints, NotChosen, NotReady, Throttled,
+        AllTried, LimitReached, MissingKey, NoEndpoints, NotChosen, NotDriven, NotReady, Throttled,
         Unavailable,
     },
     failover::{AttemptsFailed, ConnectErrors, FailoverLayer, HedgeLayer, Idempotent},

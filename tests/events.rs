@@ -108,7 +108,8 @@ async fn a_discovery_error_is_an_event() {
     let _balance: Balance<_, _, (), _> = ServiceBuilder::new()
         .layer(BalanceLayer::new(RoundRobin::default()))
         .service(from_discover(tokio_stream::iter(changes)));
-    settle().await;
+    // Each error is followed by a pause.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let expected = [
         "WARN discovery failed: the set stays as it is away",
         "INFO endpoint joined 0",
@@ -186,3 +187,55 @@ async fn verdicts_are_events_with_reason_and_figures() {
 }
 
 static FAILS: AtomicBool = AtomicBool::new(true);
+
+/// A list that has an address twice may be refreshed every second.
+#[tokio::test(start_paused = true)]
+async fn an_address_listed_twice_is_one_event_while_that_lasts() {
+    let (lines, _guard) = collect();
+    let (targets, rx) = watch::channel(vec![0, 0, 0]);
+    let _balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(WatchLayer::new(rx))
+        .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
+    settle().await;
+    let warnings = || {
+        let lines = lines.lock().unwrap();
+        let twice = "WARN address listed more than once: the first counts 0";
+        lines.iter().filter(|line| *line == twice).count()
+    };
+    for _ in 0..100 {
+        targets.send_replace(vec![0, 0]);
+        settle().await;
+    }
+    assert_eq!(warnings(), 1);
+    targets.send_replace(vec![0]);
+    settle().await;
+    targets.send_replace(vec![0, 0]);
+    settle().await;
+    assert_eq!(warnings(), 2);
+}
+
+#[test]
+fn a_driver_that_is_gone_is_one_error() {
+    let (lines, _guard) = collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let runtime = runtime.unwrap();
+    let _balance: Balance<_, _, (), _> = runtime.block_on(async {
+        let balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::default()))
+            .layer(fixed([0]))
+            .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
+        settle().await;
+        balance
+    });
+    drop(runtime);
+    let lines = lines.lock().unwrap();
+    let errors: Vec<_> = lines
+        .iter()
+        .filter(|line| line.starts_with("ERROR"))
+        .collect();
+    assert_eq!(errors.len(), 1, "{lines:?}");
+    assert!(errors[0].contains("driver is gone"), "{lines:?}");
+}

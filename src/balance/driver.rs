@@ -1,9 +1,8 @@
 use std::{
     fmt,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -12,16 +11,18 @@ use tokio::{
     time::{Instant, Sleep},
 };
 use tower::{BoxError, discover::Discover};
-use tracing::{debug, warn};
+use tracing::{debug, error};
 
 use super::{
+    feed::Feed,
     members::Members,
     publish::{Publisher, earlier},
     shared::{Availability, Shared, Snapshot},
 };
 use crate::{
     endpoint::{Address, Endpoint},
-    error::NoEndpoints,
+    error::NotDriven,
+    guard::guarded,
     member::Member,
     policy::{Candidates, Policy},
 };
@@ -29,8 +30,11 @@ use crate::{
 /// Runs a balancer: takes in discovery and status changes, and publishes snapshots.
 ///
 /// This future completes when the last handle of its balancer is gone. It then drops discovery and
-/// every service. While it is not polled, the balancer keeps the set of members that it has. If the
-/// driver is dropped before discovery's first report, the balancer has no endpoints.
+/// every service. While it is not polled, the balancer keeps the set of members that it has. Dropped while
+/// handles live, it leaves them with [`NotDriven`](crate::NotDriven) for every call.
+///
+/// Foreign code runs guarded: a factory or a layer that panics costs one endpoint, a policy's table
+/// or a source that panics leaves the set as it is. Each is an event at `error`.
 ///
 /// Cost: one snapshot for all changes that are ready at once. A snapshot costs **O(n)** and the
 /// policy's table. No request pays for it.
@@ -39,23 +43,19 @@ pub struct Driver<D, P, S, Req, A = std::net::SocketAddr>
 where
     P: Policy<A, S, Req>,
 {
-    /// `None` once discovery has ended, because it must not be polled again.
-    discover: Option<Pin<Box<D>>>,
+    feed: Feed<D>,
     shared: Weak<Shared<A, S, P, P::Table>>,
     members: Members<A, S>,
     signal: Arc<Notify>,
     signalled: Pin<Box<OwnedNotified>>,
     /// Runs until the first ejection ends, shares are to grow or the policy wants a new table.
     next_change: Option<Pin<Box<Sleep>>>,
-    /// Whether discovery has yielded anything yet.
-    has_reported: bool,
     /// Items of discovery since the last publication. Once there are `worth` of them, they are
     /// published even if discovery has more.
     items: usize,
     worth: usize,
     is_stale: bool,
     publisher: Publisher<A>,
-    last_error: Option<Arc<BoxError>>,
     /// Snapshots that a pick may still be reading. Dropped here, off the path of requests.
     retired: Vec<Arc<Snapshot<A, S, P::Table>>>,
     retries: usize,
@@ -67,18 +67,16 @@ where
 {
     pub(super) fn new(discover: D, shared: &Arc<Shared<A, S, P, P::Table>>) -> Self {
         Self {
-            discover: Some(Box::pin(discover)),
+            feed: Feed::new(discover),
             shared: Arc::downgrade(shared),
             members: Members::default(),
             signal: shared.driver.clone(),
             signalled: Box::pin(shared.driver.clone().notified_owned()),
             next_change: None,
-            has_reported: false,
             items: 0,
             worth: ITEMS_A_POLL,
             is_stale: false,
             publisher: Publisher::default(),
-            last_error: None,
             retired: Vec::new(),
             retries: 0,
         }
@@ -95,56 +93,43 @@ where
     /// Takes in what discovery has ready, up to a limit. Ready if there may be more at once.
     fn poll_discovery(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..ITEMS_A_POLL {
-            let Some(discover) = &mut self.discover else {
-                return Poll::Pending;
-            };
-            let Poll::Ready(item) = discover.as_mut().poll_discover(cx) else {
-                return Poll::Pending;
-            };
-            self.is_stale |= !self.has_reported;
-            self.has_reported = true;
+            let had_reported = self.feed.has_reported();
+            let change = ready!(self.feed.poll(cx));
             self.items += 1;
-            match item {
-                None => {
-                    debug!("discovery ended: the set stays as it is");
-                    self.discover = None;
-                }
-                Some(Err(error)) => self.take_error(error.into()),
-                Some(Ok(change)) => {
-                    self.last_error = None;
-                    self.is_stale = true;
-                    self.members.apply(change, &self.signal);
-                }
+            // Of an empty set, callers are told why it is empty.
+            self.is_stale |= change.is_some() || !had_reported || self.members.is_empty();
+            if let Some(change) = change {
+                self.members.apply(change, &self.signal);
             }
         }
         Poll::Ready(())
     }
 
-    fn take_error(&mut self, error: BoxError) {
-        // Discovery reports a set that is known to be empty by this error: no `Change` can say it.
-        if error.is::<NoEndpoints>() {
-            self.is_stale |= self.last_error.take().is_some() && self.members.is_empty();
-            return;
-        }
-        // Only the first error in a row is logged: a source may fail at every poll.
-        if self.last_error.is_none() {
-            warn!(%error, "discovery failed: the set stays as it is");
-        }
-        self.is_stale |= self.members.is_empty();
-        self.last_error = Some(Arc::new(error));
-    }
-
     /// Publishes the members as they stand at `now`.
     fn publish(&mut self, shared: &Shared<A, S, P, P::Table>, now: Instant) {
-        let last_error = self.last_error.as_ref();
+        let no_endpoints = self.feed.no_endpoints();
         let draft = self
             .publisher
-            .draft(&self.members, &shared.config, last_error, now);
+            .draft(&self.members, &shared.config, no_endpoints, now);
         let members: Box<[Member<A, S>]> = draft.members.into();
         let previous = Arc::clone(&shared.snapshot());
         let candidates = Candidates::new(&members);
-        let table = shared.policy.table(candidates, Some(&previous.table));
-        let refresh_at = shared.policy.refresh_at(&table);
+        let built = guarded(|| {
+            let table = shared.policy.table(candidates, Some(&previous.table));
+            let refresh_at = shared.policy.refresh_at(&table);
+            (table, refresh_at)
+        });
+        self.is_stale = false;
+        self.items = 0;
+        self.worth = ITEMS_A_POLL.max(2 * self.members.len());
+        let (table, refresh_at) = match built {
+            Ok(built) => built,
+            Err(panic) => {
+                error!(%panic, "the policy's table panicked: picks go on with the one before");
+                self.next_change = Some(Box::pin(tokio::time::sleep(TABLE_PAUSE)));
+                return;
+            }
+        };
         let refresh_at = refresh_at.map(|at| at.max(now + SOONEST_REFRESH));
         let next_change = earlier(draft.next_change, refresh_at);
         debug!(members = members.len(), "publishing a snapshot");
@@ -161,16 +146,16 @@ where
         });
         self.retired.push(previous);
         self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
-        self.is_stale = false;
-        self.items = 0;
-        self.worth = ITEMS_A_POLL.max(2 * self.members.len());
     }
 
     /// Drops the snapshots that no pick reads any more. Returns whether some are left.
     fn drop_retired(&mut self) -> bool {
         // Only the newest snapshot is ever cloned: once the count here is one, it stays one.
-        self.retired
-            .retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        let (kept, read) = std::mem::take(&mut self.retired)
+            .into_iter()
+            .partition(|snapshot| Arc::strong_count(snapshot) > 1);
+        self.retired = kept;
+        drop_guarded(read);
         self.retries = if self.retired.is_empty() {
             0
         } else {
@@ -178,7 +163,7 @@ where
         };
         if self.retries > RETRIES_FOR_READERS {
             // A reader was interrupted in the middle of a pick. Let the reader drop its snapshot.
-            self.retired.clear();
+            drop_guarded(std::mem::take(&mut self.retired));
             self.retries = 0;
         }
         !self.retired.is_empty()
@@ -200,9 +185,9 @@ where
         // task.
         let Some(shared) = this.shared.upgrade() else {
             // Dropped here, because the caller may keep the driver after its end.
-            this.discover = None;
-            this.members = Members::default();
-            this.retired.clear();
+            this.feed.end();
+            drop_guarded(std::mem::take(&mut this.members));
+            drop_guarded(std::mem::take(&mut this.retired));
             return Poll::Ready(());
         };
         // 2. Changes of the endpoints' own state, and the timer.
@@ -220,7 +205,7 @@ where
         // What it has yielded is published once there is enough of it.
         let more = this.poll_discovery(cx).is_ready();
         // Before discovery has reported, callers wait: a set that is not known yet is not empty.
-        if this.is_stale && this.has_reported && (!more || this.items >= this.worth) {
+        if this.is_stale && this.feed.has_reported() && (!more || this.items >= this.worth) {
             this.publish(&shared, Instant::now());
             // A new timer does not wake this task before its first poll.
             if let Some(sleep) = &mut this.next_change {
@@ -244,21 +229,28 @@ where
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
-        if !matches!(shared.snapshot().availability, Availability::Unreported) {
-            return;
-        }
-        // Discovery will never report now: tell the callers that wait for it. This drop may be part
-        // of a panic, and the table is foreign code. A second panic would abort the process, so it
-        // is caught.
-        let table = || shared.policy.table(Candidates::new(&[]), None);
-        if let Ok(table) = std::panic::catch_unwind(AssertUnwindSafe(table)) {
-            shared.publish(Snapshot {
-                version: 1,
+        error!("{NotDriven}");
+        shared.set_undriven();
+        // This drop may be part of a panic, and the table is foreign code. A second panic would
+        // abort the process, so it is caught.
+        let table = guarded(|| shared.policy.table(Candidates::new(&[]), None));
+        if let Ok(table) = table {
+            let version = shared.snapshot().version + 1;
+            let previous = shared.publish(Snapshot {
+                version,
                 members: Box::default(),
                 table,
-                availability: Availability::Empty(NoEndpoints::new()),
+                availability: Availability::Undriven,
             });
+            drop_guarded(previous);
         }
+    }
+}
+
+/// Drops what has services in it, which are foreign code.
+fn drop_guarded<T>(services: T) {
+    if let Err(panic) = guarded(|| drop(services)) {
+        error!(%panic, "a service panicked when it was dropped");
     }
 }
 
@@ -272,7 +264,7 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
             .field("members", &self.members.len())
-            .field("has_reported", &self.has_reported)
+            .field("has_reported", &self.feed.has_reported())
             .field("is_in_panic", &self.publisher.is_in_panic())
             .finish_non_exhaustive()
     }
@@ -287,3 +279,6 @@ const RETRIES_FOR_READERS: usize = 16;
 
 /// A policy that always wants a new table must not keep the driver busy.
 const SOONEST_REFRESH: Duration = Duration::from_millis(1);
+
+/// How soon a table that panicked is tried again.
+const TABLE_PAUSE: Duration = Duration::from_secs(1);

@@ -33,6 +33,7 @@
 //! `poll_ready` itself never fails.
 
 mod driver;
+mod feed;
 mod future;
 mod layer;
 #[cfg(all(test, tower_lb_loom))]

@@ -1,8 +1,7 @@
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
 use tokio::time::Instant;
-use tower::BoxError;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     members::Members,
@@ -13,6 +12,7 @@ use super::{
 use crate::{
     endpoint::{Address, Endpoint, Status},
     error::{NoEndpoints, Unavailable},
+    guard::guarded,
     member::Member,
 };
 
@@ -48,7 +48,7 @@ impl<A: Address> Publisher<A> {
         &mut self,
         members: &Members<A, S>,
         config: &Config,
-        last_error: Option<&Arc<BoxError>>,
+        no_endpoints: NoEndpoints,
         now: Instant,
     ) -> Draft<A, S> {
         let (mut members, ejection_ends) = list(members, now);
@@ -59,7 +59,7 @@ impl<A: Address> Publisher<A> {
             next_change = earlier(next_change, tick.map(|tick| now + tick));
         }
         apply_reported_weights(&mut members);
-        let availability = self.judge(config, last_error, &mut members);
+        let availability = self.judge(config, no_endpoints, &mut members);
         if self.is_in_panic {
             // In a panic too few members are left. No member is held back by slow start, and
             // reported weights are left out too.
@@ -99,7 +99,7 @@ impl<A: Address> Publisher<A> {
     fn judge<S>(
         &mut self,
         config: &Config,
-        last_error: Option<&Arc<BoxError>>,
+        no_endpoints: NoEndpoints,
         members: &mut [Member<A, S>],
     ) -> Availability {
         let count = |is: fn(&Member<A, S>) -> bool| members.iter().filter(|m| is(m)).count();
@@ -112,7 +112,7 @@ impl<A: Address> Publisher<A> {
         let panics = taking > 0 && (available == 0 || share < config.panic_threshold);
         self.note_panic(panics, counts, config, members);
         if taking == 0 {
-            return Availability::Empty(NoEndpoints::because(members.len(), last_error.cloned()));
+            return Availability::Empty(no_endpoints.with_draining(members.len()));
         }
         if panics && config.in_panic == InPanic::Fail {
             return Availability::Closed(Unavailable::new(available, taking));
@@ -172,10 +172,17 @@ fn list<A: Address, S: Clone>(
         if let Status::Ejected { until } = status {
             ejection_ends = earlier(ejection_ends, Some(until));
         }
+        let service = match guarded(|| service.clone()) {
+            Ok(service) => service,
+            Err(panic) => {
+                error!(%endpoint, %panic, "the service panicked when it was cloned: left out");
+                continue;
+            }
+        };
         let available = status == Status::Available && weight > 0;
         listed.push(Member {
             endpoint: endpoint.clone(),
-            service: service.clone(),
+            service,
             id,
             weight,
             share: weight,

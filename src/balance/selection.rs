@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     endpoint::Address,
+    error::NotDriven,
     policy::{Candidates, Choice, PickContext, Policy},
     random::Rng,
     tried::Tried,
@@ -128,7 +129,12 @@ impl<S, Req, A> Selection<S, Req, A> {
             };
             let selected = match &snapshot.availability {
                 Availability::Unreported => None,
-                Availability::Empty(_) if shared.config.when_empty == WhenEmpty::Wait => None,
+                Availability::Undriven => failed(NotDriven.into()),
+                Availability::Empty(error)
+                    if shared.config.when_empty == WhenEmpty::Wait && !error.has_ended() =>
+                {
+                    None
+                }
                 Availability::Empty(error) => failed(error.clone().into()),
                 Availability::Closed(error) => failed((*error).into()),
                 Availability::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),

@@ -115,6 +115,14 @@ where
         self.shared.snapshot().members.to_vec()
     }
 
+    /// Returns whether the driver is there, which takes in updates of the set.
+    ///
+    /// Without it every call fails with [`NotDriven`](crate::NotDriven).
+    #[must_use]
+    pub fn is_driven(&self) -> bool {
+        self.shared.is_driven()
+    }
+
     /// Gives `look` the members and the table that the policy picks with.
     ///
     /// With a hash policy, the table answers which endpoints own a key. Keep `look` short, because

@@ -1,7 +1,10 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use crossbeam_utils::CachePadded;
@@ -28,6 +31,8 @@ pub(super) struct Shared<A, S, P, T> {
     pub(super) driver: Arc<Notify>,
     /// The members that left last, to name the endpoints of requests that fail after that.
     departed: Mutex<VecDeque<(u64, Endpoint<A>)>>,
+    /// Set once the driver is gone. Relaxed: the snapshot that says so is published apart.
+    is_undriven: AtomicBool,
 }
 
 /// The part that every request reads and only a publication writes.
@@ -51,6 +56,8 @@ pub(super) struct Snapshot<A, S, T> {
 pub(super) enum Availability {
     /// Discovery has not reported yet.
     Unreported,
+    /// The driver is gone.
+    Undriven,
     Empty(NoEndpoints),
     Closed(Unavailable),
     Open,
@@ -98,6 +105,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             published: Arc::default(),
             driver: Arc::default(),
             departed: Mutex::default(),
+            is_undriven: AtomicBool::new(false),
         }
     }
 
@@ -138,6 +146,14 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         remembered.extend(departed);
         let surplus = remembered.len().saturating_sub(REMEMBERED);
         remembered.drain(..surplus);
+    }
+
+    pub(super) fn set_undriven(&self) {
+        self.is_undriven.store(true, Relaxed);
+    }
+
+    pub(super) fn is_driven(&self) -> bool {
+        !self.is_undriven.load(Relaxed)
     }
 
     /// Returns whether `version` is still the newest snapshot's.

@@ -7,9 +7,13 @@ use std::{
 use futures_util::{Stream, TryStream};
 use pin_project_lite::pin_project;
 use tower::{Layer, discover::Change};
+use tracing::error;
 
 use self::sealed::Sealed;
-use crate::endpoint::Endpoint;
+use crate::{
+    endpoint::{Address, Endpoint},
+    guard::guarded,
+};
 
 /// Applies a service layer to every discovered service.
 ///
@@ -142,23 +146,29 @@ where
     }
 }
 
-impl<D, W, K, S> Stream for EachDiscover<D, W>
+impl<D, W, A, S> Stream for EachDiscover<D, W>
 where
-    D: TryStream<Ok = Change<K, S>>,
-    W: WrapEach<K, S>,
+    D: TryStream<Ok = Change<Endpoint<A>, S>>,
+    A: Address,
+    W: WrapEach<Endpoint<A>, S>,
 {
-    type Item = Result<Change<K, W::Service>, D::Error>;
+    type Item = Result<Change<Endpoint<A>, W::Service>, D::Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
         let change = ready!(this.discover.try_poll_next(cx)?);
         Poll::Ready(change.map(|change| {
             Ok(match change {
-                Change::Insert(key, service) => {
-                    let service = this.wrap.wrap(&key, service);
-                    Change::Insert(key, service)
+                Change::Insert(endpoint, service) => {
+                    match guarded(|| this.wrap.wrap(&endpoint, service)) {
+                        Ok(service) => Change::Insert(endpoint, service),
+                        Err(panic) => {
+                            error!(%endpoint, %panic, "a layer panicked: left out until it is listed again");
+                            Change::Remove(endpoint)
+                        }
+                    }
                 }
-                Change::Remove(key) => Change::Remove(key),
+                Change::Remove(endpoint) => Change::Remove(endpoint),
             })
         }))
     }

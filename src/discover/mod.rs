@@ -23,10 +23,15 @@
 //! A source that knows that there are no endpoints yields `Err(NoEndpoints::new())`. Any other
 //! error is logged, and the known endpoints stay in use.
 //!
+//! A factory or layer that panics leaves its endpoint out until it is listed again; so does one that
+//! fails, with [`fallible`] above the source. A source that fails at every poll is asked again after
+//! a growing pause, 10 ms to 10 s.
+//!
 //! When the stream ends, the set stays as it is: members, checks, ejections and weights go on. A
 //! stream that ends before it has yielded anything leaves an empty set.
 
 mod each;
+mod fallible;
 mod fixed;
 mod from;
 mod roster;
@@ -38,6 +43,7 @@ pub use tower::discover::{Change, Discover};
 
 pub use self::{
     each::{Each, EachWith, each, each_with},
+    fallible::{Fallible, fallible},
     fixed::{FixedLayer, fixed},
     from::from_discover,
     watch::WatchLayer,
@@ -47,6 +53,7 @@ pub use self::{
 pub mod discovery {
     pub use super::{
         each::{EachDiscover, WrapEach},
+        fallible::FallibleDiscover,
         fixed::FixedDiscover,
         from::FromDiscover,
         watch::WatchDiscover,

@@ -1,12 +1,15 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
 };
 
 use tower::discover::Change;
-use tracing::warn;
+use tracing::{error, warn};
 
-use crate::endpoint::{Address, Endpoint, Target};
+use crate::{
+    endpoint::{Address, Endpoint, Target},
+    guard::guarded,
+};
 
 /// Turns whole lists of targets into the changes between them.
 pub(super) struct Roster<A> {
@@ -14,6 +17,8 @@ pub(super) struct Roster<A> {
     known: HashMap<Endpoint<A>, u64>,
     lists: u64,
     changes: VecDeque<Change<Endpoint<A>, ()>>,
+    /// The endpoints that the newest list has more than once.
+    repeated: HashSet<Endpoint<A>>,
 }
 
 impl<A: Address> Roster<A> {
@@ -22,6 +27,7 @@ impl<A: Address> Roster<A> {
             known: HashMap::new(),
             lists: 0,
             changes: VecDeque::new(),
+            repeated: HashSet::new(),
         }
     }
 
@@ -30,11 +36,17 @@ impl<A: Address> Roster<A> {
     /// If several targets have the same address, the first counts. **O(n)**.
     pub(super) fn update(&mut self, targets: impl IntoIterator<Item = Target<A>>) {
         self.lists += 1;
+        let repeated_before = std::mem::take(&mut self.repeated);
         for target in targets {
             let known = self.known.get_key_value(&target.address);
             let endpoint = match known.map(|(endpoint, seen)| (endpoint.clone(), *seen)) {
                 Some((endpoint, seen)) if seen == self.lists => {
-                    warn!(%endpoint, "address listed more than once: the first counts");
+                    // Once while it lasts: a list may be refreshed every second.
+                    if self.repeated.insert(endpoint.clone())
+                        && !repeated_before.contains(&endpoint)
+                    {
+                        warn!(%endpoint, "address listed more than once: the first counts");
+                    }
                     continue;
                 }
                 Some((endpoint, _)) => {
@@ -53,6 +65,7 @@ impl<A: Address> Roster<A> {
             known,
             lists,
             changes,
+            ..
         } = self;
         known.retain(|endpoint, seen| {
             let listed = seen == lists;
@@ -69,15 +82,21 @@ impl<A: Address> Roster<A> {
     }
 
     /// Takes the next change; `factory` makes the service of an inserted endpoint.
+    ///
+    /// A factory that panics leaves its endpoint out, as if it had been removed, until the endpoint
+    /// is listed again.
     pub(super) fn next<S>(
         &mut self,
         factory: impl Fn(&Endpoint<A>) -> S,
     ) -> Option<Change<Endpoint<A>, S>> {
         Some(match self.changes.pop_front()? {
-            Change::Insert(endpoint, ()) => {
-                let service = factory(&endpoint);
-                Change::Insert(endpoint, service)
-            }
+            Change::Insert(endpoint, ()) => match guarded(|| factory(&endpoint)) {
+                Ok(service) => Change::Insert(endpoint, service),
+                Err(panic) => {
+                    error!(%endpoint, %panic, "the factory panicked: left out until it is listed again");
+                    Change::Remove(endpoint)
+                }
+            },
             Change::Remove(endpoint) => Change::Remove(endpoint),
         })
     }

@@ -55,7 +55,7 @@ use super::{Candidates, PickContext, Rebuild};
     message = "`{Self}` can't choose among these members for this request",
     label = "this is no policy for these services, or the services miss what it reads",
     note = "`P2c` and `LeastLoaded` read a load: put `each(PendingRequestsLayer::default())` or another tracker right below the balancer",
-    note = "the factory returns the service itself, not a `Result`",
+    note = "a factory that returns a `Result` goes below `fallible()`",
     note = "a hash policy's key must be one for this request: `RingHash::by(|request: &Request| ..)`",
     note = "`bounded` reads a total: `each(PendingRequestsLayer::default().with_total())`"
 )]

@@ -415,17 +415,3 @@ async fn endless_removals_of_nobody_starve_nobody() {
     let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
     assert!(error.is::<NoEndpoints>());
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_factory_that_panics_leaves_nobody_waiting() {
-    let server = Server::new(0, Behaviour::Answer(ms(0)));
-    let balance = ServiceBuilder::new()
-        .layer(BalanceLayer::new(RoundRobin::default()))
-        .layer(fixed([0, 1]))
-        .service(move |endpoint: &Endpoint<usize>| {
-            assert_eq!(*endpoint.address(), 0, "the factory's own panic");
-            server.client()
-        });
-    let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
-    assert!(error.is::<NoEndpoints>());
-}

@@ -22,7 +22,7 @@ async fn a_driver_dropped_before_the_first_report_leaves_nobody_waiting() {
     let request = tokio::spawn(balance.oneshot(()));
     settle().await;
     drop(driver);
-    assert!(request.await.unwrap().unwrap_err().is::<NoEndpoints>());
+    assert!(request.await.unwrap().unwrap_err().is::<NotDriven>());
 }
 
 #[tokio::test(start_paused = true)]

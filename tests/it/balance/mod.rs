@@ -18,6 +18,7 @@ use tower_lb::{balance::MemberView, *};
 use crate::support::*;
 
 mod choices;
+mod foreign;
 mod handles;
 mod readiness;
 mod sets;

@@ -1,0 +1,30 @@
+//! Foreign code on the driver's task: its panics must not stop the driver.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// The message of a panic.
+#[derive(Debug)]
+pub(crate) struct Panicked(String);
+
+/// Runs foreign code: a factory, a layer, a policy's table, discovery, the drop of a service.
+///
+/// What the code has left half done is the foreign code's own: callers drop it.
+pub(crate) fn guarded<T>(foreign: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(foreign)).map_err(|payload| Panicked(message(&*payload)))
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,391 @@
+//! Foreign code, runtimes and sources that fail do not stop the driver.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::sync::Notify;
+use tokio_stream::Stream;
+
+use super::*;
+
+/// The addresses of the members, in the order of joining.
+fn listed<P, S, A>(balance: &Balance<P, S, (), A>) -> Vec<A>
+where
+    P: Policy<A, S, ()>,
+    S: Clone,
+    A: Clone,
+{
+    let members = balance.members();
+    let addresses = members
+        .iter()
+        .map(|member| member.endpoint().address().clone());
+    addresses.collect()
+}
+
+/// Whatever has failed: updates are taken in, and ejections end.
+async fn goes_on<P>(
+    balance: &Balance<P, Tracked, (), usize>,
+    targets: &watch::Sender<Vec<(usize, u32)>>,
+) where
+    P: Policy<usize, Tracked, ()>,
+{
+    let endpoint = balance.members()[0].endpoint().clone();
+    endpoint.eject(Instant::now() + ms(10));
+    sleep(ms(11)).await;
+    assert_eq!(endpoint.status(), Status::Available, "the ejection is over");
+    targets.send_modify(|list| list.push((7, 1)));
+    settle().await;
+    assert!(listed(balance).contains(&7), "an endpoint joins");
+    targets.send_modify(|list| list.retain(|(address, _)| *address != 7));
+    settle().await;
+    assert!(!listed(balance).contains(&7), "an endpoint leaves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_that_panics_costs_its_endpoint_alone_until_that_is_listed_again() {
+    let servers = answering(8);
+    let make = factory(&servers);
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let broken = is_broken.clone();
+    let (targets, rx) = watch::channel(weights(3));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(WatchLayer::new(rx))
+        .service(move |endpoint: &Endpoint<usize>| {
+            let fails = *endpoint.address() == 1 && broken.load(Relaxed);
+            assert!(!fails, "the factory's own panic");
+            make(endpoint)
+        });
+    settle().await;
+    assert_eq!(listed(&balance), [0, 2]);
+    goes_on(&balance, &targets).await;
+    is_broken.store(false, Relaxed);
+    targets.send_replace(vec![(0, 1), (2, 1)]);
+    settle().await;
+    targets.send_replace(weights(3));
+    settle().await;
+    assert_eq!(listed(&balance), [0, 2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_every_factory_panics_the_set_is_known_to_be_empty() {
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(fixed([0, 1]))
+        .service(|_: &Endpoint<usize>| -> Client { panic!("the factory's own panic") });
+    let error = ServiceExt::<()>::oneshot(balance, ()).await.unwrap_err();
+    assert!(error.is::<NoEndpoints>(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_panics_costs_its_endpoint_alone() {
+    let servers = answering(8);
+    let (targets, rx) = watch::channel(weights(3));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(each_with(|endpoint: &Endpoint<usize>| {
+            assert_ne!(*endpoint.address(), 2, "the layer's own panic");
+            PendingRequestsLayer::default()
+        }))
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    settle().await;
+    assert_eq!(listed(&balance), [0, 1]);
+    goes_on(&balance, &targets).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_factory_that_fails_costs_its_endpoint_alone() {
+    let servers = answering(8);
+    let make = factory(&servers);
+    let (targets, rx) = watch::channel(weights(3));
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fallible())
+        .layer(WatchLayer::new(rx))
+        .service(move |endpoint: &Endpoint<usize>| match endpoint.address() {
+            0 => Err("no certificate"),
+            _ => Ok(make(endpoint)),
+        });
+    settle().await;
+    assert_eq!(listed(&balance), [1, 2]);
+    goes_on(&balance, &targets).await;
+}
+
+/// A service whose clones panic once it is told so.
+struct Fragile(Arc<AtomicBool>);
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert!(!self.0.load(Relaxed), "the clone's own panic");
+        Self(self.0.clone())
+    }
+}
+
+impl Service<()> for Fragile {
+    type Response = ();
+    type Error = Failed;
+    type Future = std::future::Ready<Result<(), Failed>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        std::future::ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_panics_when_it_is_cloned_costs_its_endpoint_alone() {
+    let flags: [Arc<AtomicBool>; 3] = Default::default();
+    let fragile = flags.clone();
+    let (targets, rx) = watch::channel(vec![0, 1]);
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(WatchLayer::new(rx))
+        .service(move |endpoint: &Endpoint<usize>| Fragile(fragile[*endpoint.address()].clone()));
+    settle().await;
+    assert_eq!(listed(&balance), [0, 1]);
+    flags[0].store(true, Relaxed);
+    targets.send_replace(vec![0, 1, 2]);
+    settle().await;
+    flags[0].store(false, Relaxed);
+    assert_eq!(listed(&balance), [1, 2]);
+}
+
+/// Panics when a table is built for more than so many members.
+#[derive(Clone, Debug)]
+struct Brittle(Arc<AtomicUsize>, RoundRobin);
+
+impl<A, S, Req> Policy<A, S, Req> for Brittle {
+    type Table = <RoundRobin as Policy<A, S, Req>>::Table;
+
+    fn table(&self, all: Candidates<'_, A, S>, before: Option<&Self::Table>) -> Self::Table {
+        assert!(
+            all.members().len() <= self.0.load(Relaxed),
+            "the table's own panic"
+        );
+        Policy::<A, S, Req>::table(&self.1, all, before)
+    }
+
+    fn pick(
+        &self,
+        table: &Self::Table,
+        all: Candidates<'_, A, S>,
+        cx: &mut PickContext<'_, Req>,
+    ) -> Choice {
+        Policy::<A, S, Req>::pick(&self.1, table, all, cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_panics_leaves_the_one_before_and_is_tried_again() {
+    let servers = answering(8);
+    let most = Arc::new(AtomicUsize::new(2));
+    let policy = Brittle(most.clone(), RoundRobin::seeded(1));
+    let (targets, rx) = watch::channel(weights(2));
+    let balance = over(&servers, BalanceLayer::new(policy), rx);
+    settle().await;
+    targets.send_replace(weights(3));
+    settle().await;
+    assert_eq!(listed(&balance), [0, 1]);
+    assert!(balance.clone().oneshot(()).await.is_ok());
+    most.store(10, Relaxed);
+    sleep(ms(1100)).await;
+    assert_eq!(listed(&balance), [0, 1, 2]);
+    goes_on(&balance, &targets).await;
+}
+
+/// Lists two endpoints, and then panics.
+struct Panicking(Vec<Change<Endpoint<usize>, Client>>);
+
+impl Stream for Panicking {
+    type Item = Result<Change<Endpoint<usize>, Client>, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let change = self.0.pop().expect("discovery's own panic");
+        Poll::Ready(Some(Ok(change)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn discovery_that_panics_leaves_the_set_as_it_is() {
+    let servers = answering(2);
+    let make = factory(&servers);
+    let insert = |address| {
+        let endpoint = Endpoint::new(address);
+        let service = make(&endpoint);
+        Change::Insert(endpoint, service)
+    };
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .service(Panicking(vec![insert(1), insert(0)]));
+    settle().await;
+    assert_eq!(listed(&balance), [0, 1]);
+    assert!(balance.is_driven());
+    let endpoint = balance.members()[0].endpoint().clone();
+    endpoint.eject(Instant::now() + ms(10));
+    settle().await;
+    for _ in 0..4 {
+        assert_eq!(balance.clone().oneshot(()).await.unwrap(), 1);
+    }
+    sleep(ms(11)).await;
+    assert_eq!(endpoint.status(), Status::Available, "the ejection is over");
+}
+
+/// What happens to a handle that outlives the runtime which the balancer was built in.
+#[test]
+fn calls_fail_by_name_when_the_driver_is_gone() {
+    for layer in [
+        BalanceLayer::new(RoundRobin::seeded(1)),
+        BalanceLayer::new(RoundRobin::seeded(1)).wait_for_endpoints(),
+    ] {
+        for targets in [2, 0] {
+            let runtime = || {
+                let builder = &mut tokio::runtime::Builder::new_current_thread();
+                builder.enable_time().start_paused(true).build().unwrap()
+            };
+            let first = runtime();
+            let servers = answering(2);
+            let (_targets, rx) = watch::channel(weights(targets));
+            let mut balance = first.block_on(async {
+                let balance = over(&servers, layer.clone(), rx);
+                settle().await;
+                balance
+            });
+            assert!(balance.is_driven());
+            drop(first);
+            assert!(!balance.is_driven());
+            let error = runtime().block_on(async {
+                let fresh = balance.clone().oneshot(()).await.unwrap_err();
+                assert!(fresh.is::<NotDriven>(), "{fresh}");
+                start(&mut balance).await.await.unwrap_err()
+            });
+            assert!(error.is::<NotDriven>(), "{error}");
+            assert!(error.to_string().contains("Balance::pair"), "{error}");
+            assert_eq!(servers.iter().map(Server::calls).sum::<usize>(), 0);
+        }
+    }
+}
+
+/// A request that waits when the driver goes is told so.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_waits_is_told_that_the_driver_is_gone() {
+    let servers = answering(1);
+    servers[0].allow(0);
+    let discover = fixed([0]).layer(factory(&servers));
+    let (balance, mut driver) = Balance::<_, _, (), _>::pair(discover, RoundRobin::default());
+    std::future::poll_fn(|cx| {
+        let _ = Pin::new(&mut driver).poll(cx);
+        Poll::Ready(())
+    })
+    .await;
+    let request = tokio::spawn(balance.oneshot(()));
+    settle().await;
+    drop(driver);
+    assert!(request.await.unwrap().unwrap_err().is::<NotDriven>());
+}
+
+/// Fails at every poll, or says at every poll that nothing is there.
+struct Failing {
+    polls: Arc<Mutex<Vec<Instant>>>,
+    is_empty: bool,
+}
+
+impl Stream for Failing {
+    type Item = Result<Change<Endpoint<usize>, Client>, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.polls.lock().unwrap().push(Instant::now());
+        Poll::Ready(Some(Err(match self.is_empty {
+            true => NoEndpoints::new().into(),
+            false => "away".into(),
+        })))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_always_fails_is_asked_after_growing_pauses() {
+    for is_empty in [false, true] {
+        let polls = Arc::new(Mutex::new(Vec::new()));
+        let failing = Failing {
+            polls: polls.clone(),
+            is_empty,
+        };
+        let balance: Balance<_, _, (), _> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .service(failing);
+        let error = balance.clone().oneshot(()).await.unwrap_err();
+        assert!(error.is::<NoEndpoints>(), "{error}");
+        sleep(Duration::from_secs(120)).await;
+        let polls = polls.lock().unwrap();
+        let pauses: Vec<_> = polls.windows(2).map(|two| two[1] - two[0]).collect();
+        // Ten that double, and then one each 5 to 10 s.
+        assert!((20..=40).contains(&pauses.len()), "{pauses:?}");
+        // An empty set is believed at once when it is said first.
+        let (first, longest) = if is_empty { (1, ms(21)) } else { (0, ms(11)) };
+        assert!((ms(5)..=longest).contains(&pauses[first]), "{pauses:?}");
+        let last = pauses.last().unwrap();
+        let longest = Duration::from_secs(5)..=Duration::from_secs(11);
+        assert!(longest.contains(last), "{pauses:?}");
+    }
+}
+
+/// A registry without endpoints that says so every second is in good health.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_keeps_saying_that_it_is_empty_is_heard_at_once() {
+    let (changes, rx) = mpsc::unbounded_channel();
+    let balance: Balance<_, _, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .service(from_discover(UnboundedReceiverStream::new(rx)));
+    for _ in 0..60 {
+        let empty: BoxError = NoEndpoints::new().into();
+        changes.send(Err(empty)).unwrap();
+        sleep(ms(1000)).await;
+        assert!(balance.members().is_empty());
+    }
+    let client = answering(1)[0].client();
+    changes.send(Ok(Change::Insert(0, client))).unwrap();
+    settle().await;
+    assert_eq!(listed(&balance), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn discovery_that_ended_with_nothing_is_not_waited_for() {
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()).wait_for_endpoints())
+        .layer(fixed::<usize>([]))
+        .service(|_: &Endpoint<usize>| Server::new(0, Behaviour::Hang).client());
+    let answer = timeout(ms(1000), ServiceExt::<()>::oneshot(balance, ())).await;
+    let error = answer.unwrap().unwrap_err();
+    let error = error.downcast_ref::<NoEndpoints>().unwrap();
+    assert!(error.has_ended());
+    assert_eq!(error.to_string(), "no endpoints: discovery has ended");
+}
+
+/// The drop of the last handle wakes nothing that is gone.
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_ends_by_itself_is_no_error() {
+    let done = Arc::new(Notify::new());
+    let servers = answering(1);
+    let discover = fixed([0]).layer(factory(&servers));
+    let (balance, driver) = Balance::<_, _, (), _>::pair(discover, RoundRobin::default());
+    let told = done.clone();
+    tokio::spawn(async move {
+        driver.await;
+        told.notify_one();
+    });
+    assert!(balance.clone().oneshot(()).await.is_ok());
+    assert!(balance.is_driven());
+    drop(balance);
+    done.notified().await;
+}
