@@ -143,6 +143,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // Which module may import which: `tests/it/floors.rs` lists it, and fails where it does not hold.
+mod afterwards;
 mod atomic;
 pub mod balance;
 pub mod budget;

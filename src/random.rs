@@ -14,7 +14,12 @@ use rand::{Rng as _, RngExt, SeedableRng, rngs::SmallRng};
 /// Returns 64 bits that differ from call to call and from process to process.
 pub(crate) fn entropy() -> u64 {
     // std seeds a thread's first state from the system, and increments it for each further state.
-    RandomState::new().hash_one(0)
+    of_process(&RandomState::new(), std::process::id())
+}
+
+/// Returns what a process draws from a state, which a fork has copied into its children.
+fn of_process(state: &RandomState, process: u32) -> u64 {
+    state.hash_one(process)
 }
 
 /// Returns a random part of a duration, from nothing to all of it.
@@ -65,4 +70,19 @@ impl Rng {
 #[inline]
 pub(crate) const fn scale(bits: u32, n: u32) -> u32 {
     ((bits as u64 * n as u64) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn children_of_a_fork_draw_different_numbers() {
+        let copied = RandomState::new();
+        let drawn: HashSet<_> = (1..=1000).map(|id| of_process(&copied, id)).collect();
+        assert_eq!(drawn.len(), 1000);
+        assert_eq!(of_process(&copied, 7), of_process(&copied, 7));
+    }
 }

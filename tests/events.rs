@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, discover::Change, service_fn};
 use tower_lb::{
     Balance, BalanceLayer, Endpoint, IntoTarget, RoundRobin, WatchLayer, fixed, from_discover,
-    health::OutlierLayer,
+    health::{Heartbeats, OutlierLayer},
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
 
@@ -238,4 +238,152 @@ fn a_driver_that_is_gone_is_one_error() {
         .collect();
     assert_eq!(errors.len(), 1, "{lines:?}");
     assert!(errors[0].contains("driver is gone"), "{lines:?}");
+}
+
+/// Looks, at every event, into what the event may be about.
+struct Curious {
+    look: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
+    heard: Lines,
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Curious {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        if let Some(look) = self.look.get() {
+            look();
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.heard.lock().unwrap().push(message.0);
+    }
+}
+
+/// A lock that is held during an event would stop this test for good.
+async fn pass_every_transition(look: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>) {
+    let fails = Arc::new(AtomicBool::new(true));
+    let told = fails.clone();
+    let hour = Duration::from_secs(3600);
+    let heartbeats = Heartbeats::new(hour);
+    let (targets, rx) = watch::channel(vec![(0, 1), (1, 1), (2, 1)]);
+    let mut balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(heartbeats.clone())
+        .layer(OutlierLayer::default().max_ejected(0.4))
+        .layer(WatchLayer::new(rx))
+        .service(move |endpoint: &Endpoint<usize>| {
+            let (address, fails) = (*endpoint.address(), told.clone());
+            service_fn(move |()| {
+                let answer = match address < 2 && fails.load(Relaxed) {
+                    true => Err(BoxError::from("as told")),
+                    false => Ok(()),
+                };
+                std::future::ready(answer)
+            })
+        });
+    let (others, beats) = (balance.clone(), heartbeats.clone());
+    let curious = move || {
+        beats.beat(&usize::MAX);
+        for member in others.members() {
+            let endpoint = member.endpoint();
+            let _ = (
+                endpoint.status(),
+                endpoint.ejection(),
+                format!("{endpoint:?}"),
+            );
+            let mut service = member.service().clone();
+            let mut ready = tokio_test::task::spawn(service.ready());
+            let _ = ready.poll();
+        }
+    };
+    look.set(Box::new(curious))
+        .unwrap_or_else(|_| panic!("set once"));
+    settle().await;
+    let endpoints: Vec<_> = balance
+        .members()
+        .iter()
+        .map(|m| m.endpoint().clone())
+        .collect();
+    // Failures in a row: one is ejected, and another may not be.
+    for _ in 0..60 {
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    // The probe fails: the ejection is renewed.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    for _ in 0..6 {
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    // The probe succeeds.
+    fails.store(false, Relaxed);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    for _ in 0..6 {
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    // The end of an interval judges by rates.
+    fails.store(true, Relaxed);
+    for round in 0..600 {
+        fails.store(round % 4 > 0, Relaxed);
+        let _ = balance.ready().await.unwrap().call(()).await;
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for endpoint in &endpoints {
+        endpoint.mark_unhealthy();
+        endpoint.mark_healthy();
+        endpoint.eject(tokio::time::Instant::now() + hour);
+        endpoint.readmit();
+    }
+    tokio::time::sleep(2 * hour).await;
+    for endpoint in &endpoints {
+        assert!(heartbeats.beat(endpoint.address()));
+    }
+    settle().await;
+    for list in [vec![(0, 0), (1, 1)], vec![(0, 5), (3, 1)], vec![]] {
+        targets.send_replace(list);
+        settle().await;
+    }
+}
+
+#[test]
+fn who_hears_of_a_change_may_look_at_what_has_changed() {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (look, heard) = (Arc::default(), Lines::default());
+        let curious = Curious {
+            look: Arc::clone(&look),
+            heard: heard.clone(),
+        };
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(curious));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        runtime.unwrap().block_on(pass_every_transition(look));
+        ended.send(heard).unwrap();
+    });
+    // Ends in a fraction of a second, or never.
+    let heard = end.recv_timeout(Duration::from_secs(60));
+    let heard = heard.expect("no deadlock");
+    let heard = heard.lock().unwrap();
+    for message in [
+        "endpoint joined",
+        "ejected",
+        "not ejected",
+        "status changed",
+        "probes succeeded: readmitted",
+        "no heartbeat for too long: unhealthy",
+        "heartbeats are back",
+        "draining: no new requests",
+        "endpoint left",
+    ] {
+        assert!(
+            heard.iter().any(|heard| heard == message),
+            "{message}: {heard:?}"
+        );
+    }
 }

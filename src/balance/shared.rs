@@ -145,7 +145,10 @@ impl<A, S, P, T> Shared<A, S, P, T> {
         let mut remembered = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.extend(departed);
         let surplus = remembered.len().saturating_sub(REMEMBERED);
-        remembered.drain(..surplus);
+        let forgotten: Vec<_> = remembered.drain(..surplus).collect();
+        // The drop of an address is foreign code, which no lock must be held for.
+        drop(remembered);
+        drop(forgotten);
     }
 
     pub(super) fn set_undriven(&self) {

@@ -129,11 +129,13 @@ impl<A> Endpoint<A> {
 
     /// Sets the weight computed from the endpoint's own reports.
     pub(crate) fn set_reported(&self, weight: Option<f64>) {
-        let mut state = self.state();
-        if state.reported != weight {
+        let driver = {
+            let mut state = self.state();
+            let has_changed = state.reported != weight;
             state.reported = weight;
-            state.wake();
-        }
+            state.driver_if(has_changed)
+        };
+        wake(driver);
     }
 
     /// Returns why the endpoint is ejected, and until when.
@@ -153,24 +155,51 @@ impl<A> Endpoint<A> {
 
     /// Sets weight, zone, priority and hash key to the target's; ignores its address.
     pub fn set_attributes<B>(&self, target: &Target<B>) {
-        let mut state = self.state();
-        if state.weight == target.weight
-            && state.zone == target.zone
-            && state.priority == target.priority
-            && state.hash_key == target.hash_key
-        {
-            return;
-        }
-        state.weight = target.weight;
-        state.zone.clone_from(&target.zone);
-        state.priority = target.priority;
-        state.hash_key.clone_from(&target.hash_key);
-        state.wake();
+        let driver = {
+            let mut state = self.state();
+            let has_changed = state.weight != target.weight
+                || state.zone != target.zone
+                || state.priority != target.priority
+                || state.hash_key != target.hash_key;
+            state.weight = target.weight;
+            state.zone.clone_from(&target.zone);
+            state.priority = target.priority;
+            state.hash_key.clone_from(&target.hash_key);
+            state.driver_if(has_changed)
+        };
+        wake(driver);
     }
 
     /// Makes every change from now on notify `driver`, in place of the previous driver.
     pub(crate) fn attach(&self, driver: &Arc<Notify>) {
         self.state().driver = Arc::downgrade(driver);
+    }
+
+    /// Ejects the endpoint; the caller tells of it once it holds no lock.
+    pub(crate) fn eject_untold(&self, until: Instant, reason: Arc<str>) -> Notice<A> {
+        self.change(|state| state.ejected = Some(Ejection { until, reason }))
+    }
+
+    /// Ends an ejection; the caller tells of it once it holds no lock.
+    pub(crate) fn readmit_untold(&self) -> Notice<A> {
+        self.change(|state| state.ejected = None)
+    }
+
+    /// Sets whether the endpoint's heartbeats are missing, independently of health checks.
+    ///
+    /// The caller tells of it once it holds no lock.
+    pub(crate) fn set_silent(&self, silent: bool) -> Notice<A> {
+        self.change(|state| state.silent = silent)
+    }
+
+    fn change(&self, set: impl FnOnce(&mut State)) -> Notice<A> {
+        let mut state = self.state();
+        let change = state.change(set);
+        Notice {
+            endpoint: self.clone(),
+            driver: state.driver_if(change.is_some()),
+            change,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -189,61 +218,67 @@ impl<A: fmt::Display> Endpoint<A> {
 
     /// Ejects the endpoint as [`eject`](Self::eject) does, and records a reason to be shown.
     pub fn eject_because(&self, until: Instant, reason: impl Into<Arc<str>>) {
-        let reason = reason.into();
-        self.change(|state| state.ejected = Some(Ejection { until, reason }));
+        self.eject_untold(until, reason.into()).tell();
     }
 
     /// Ends an ejection. A failed check still counts.
     pub fn readmit(&self) {
-        self.change(|state| state.ejected = None);
+        self.readmit_untold().tell();
     }
 
     /// Takes the endpoint out of the picks until [`mark_healthy`](Self::mark_healthy).
     pub fn mark_unhealthy(&self) {
-        self.change(|state| state.unhealthy = true);
+        self.change(|state| state.unhealthy = true).tell();
     }
 
     /// Withdraws [`mark_unhealthy`](Self::mark_unhealthy). An ejection still counts.
     pub fn mark_healthy(&self) {
-        self.change(|state| state.unhealthy = false);
-    }
-
-    /// Sets whether the endpoint's heartbeats are missing, independently of health checks.
-    pub(crate) fn set_silent(&self, silent: bool) {
-        self.change(|state| state.silent = silent);
+        self.change(|state| state.unhealthy = false).tell();
     }
 
     /// Ends an ejection that is over at `now`, and returns weight and status.
     pub(crate) fn weight_and_status(&self, now: Instant) -> (u32, Status) {
         let mut state = self.state();
-        if state
-            .ejected
-            .as_ref()
-            .is_some_and(|ejection| ejection.until <= now)
-        {
-            self.apply(&mut state, |state| state.ejected = None);
-        }
-        (state.weight, state.status())
+        let is_over = |ejection: &Ejection| ejection.until <= now;
+        let change = match state.ejected.as_ref().is_some_and(is_over) {
+            true => state.change(|state| state.ejected = None),
+            false => None,
+        };
+        let weight_and_status = (state.weight, state.status());
+        drop(state);
+        // The driver itself asks: it needs no wake.
+        let (endpoint, driver) = (self.clone(), None);
+        let notice = Notice {
+            endpoint,
+            change,
+            driver,
+        };
+        notice.tell();
+        weight_and_status
     }
+}
 
-    fn change(&self, set: impl FnOnce(&mut State)) {
-        let mut state = self.state();
-        if self.apply(&mut state, set) {
-            state.wake();
+/// What is to be told of a change once no lock is held: an event, and a wake of the driver.
+#[must_use = "tell it once no lock is held"]
+pub(crate) struct Notice<A> {
+    endpoint: Endpoint<A>,
+    /// The status before and after, if it has changed.
+    change: Option<(Status, Status)>,
+    driver: Option<Arc<Notify>>,
+}
+
+impl<A: fmt::Display> Notice<A> {
+    pub(crate) fn tell(self) {
+        if let Some((from, to)) = self.change {
+            info!(endpoint = %self.endpoint, ?from, ?to, "status changed");
         }
+        wake(self.driver);
     }
+}
 
-    /// Changes the state; returns whether the status has changed.
-    fn apply(&self, state: &mut State, set: impl FnOnce(&mut State)) -> bool {
-        let before = state.status();
-        set(state);
-        let after = state.status();
-        if after == before {
-            return false;
-        }
-        state.since = Instant::now();
-        info!(endpoint = %self, from = ?before, to = ?after, "status changed");
-        true
+fn wake(driver: Option<Arc<Notify>>) {
+    if let Some(driver) = driver {
+        driver.notify_one();
     }
 }
 
@@ -258,10 +293,21 @@ impl State {
         }
     }
 
-    fn wake(&self) {
-        if let Some(driver) = self.driver.upgrade() {
-            driver.notify_one();
+    /// Changes the state; returns the status before and after if it has changed.
+    fn change(&mut self, set: impl FnOnce(&mut Self)) -> Option<(Status, Status)> {
+        let before = self.status();
+        set(self);
+        let after = self.status();
+        let has_changed = after != before;
+        if has_changed {
+            self.since = Instant::now();
         }
+        has_changed.then_some((before, after))
+    }
+
+    /// Returns the driver to notify if there is a change. The caller releases the lock before.
+    fn driver_if(&self, has_changed: bool) -> Option<Arc<Notify>> {
+        has_changed.then(|| self.driver.upgrade()).flatten()
     }
 }
 
@@ -300,13 +346,12 @@ impl<A: fmt::Display> fmt::Display for Endpoint<A> {
 
 impl<A: fmt::Display> fmt::Debug for Endpoint<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state();
         f.debug_struct("Endpoint")
             .field("address", &format_args!("{}", self.0.address))
-            .field("weight", &state.weight)
-            .field("zone", &state.zone)
-            .field("priority", &state.priority)
-            .field("status", &state.status())
+            .field("weight", &self.weight())
+            .field("zone", &self.zone())
+            .field("priority", &self.priority())
+            .field("status", &self.status())
             .finish()
     }
 }

@@ -9,9 +9,9 @@ mod map;
 mod status;
 mod target;
 
-pub(crate) use self::map::EndpointMap;
 pub use self::{
     endpoint::Endpoint,
     status::{Ejection, Status},
     target::{Address, IntoTarget, Target},
 };
+pub(crate) use self::{endpoint::Notice, map::EndpointMap};

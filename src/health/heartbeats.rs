@@ -15,6 +15,7 @@ use tower::{Layer, discover::Change};
 use tracing::{info, warn};
 
 use crate::{
+    afterwards::Afterwards,
     endpoint::{Address, Endpoint, EndpointMap},
     upstream::{DiscoverEndpoints, Upstream},
 };
@@ -96,46 +97,65 @@ impl<A: Address> Heartbeats<A> {
     ///
     /// Takes a lock for a short time. Cost: **O(1)**.
     pub fn beat(&self, address: &A) -> bool {
-        let mut expected = self.expected();
-        let Some(id) = expected.map.id(address) else {
-            return false;
-        };
-        let Some((endpoint, beats)) = expected.map.get_mut(id) else {
-            return false;
-        };
-        beats.last = Instant::now();
-        if std::mem::take(&mut beats.is_silent) {
-            let (endpoint, last) = (endpoint.clone(), beats.last);
-            expected.look_after(id, last, self.ttl);
-            info!(%endpoint, "heartbeats are back");
-            // Under the lock, as in `look`: the two calls of `set_silent` then happen in the order
-            // of the decisions. The call wakes the driver, which sets its timer for the new entry.
-            endpoint.set_silent(false);
-        }
-        true
+        self.locked(|expected, afterwards| {
+            let Some(id) = expected.map.id(address) else {
+                return false;
+            };
+            let Some((endpoint, beats)) = expected.map.get_mut(id) else {
+                return false;
+            };
+            beats.last = Instant::now();
+            if std::mem::take(&mut beats.is_silent) {
+                let (endpoint, last) = (endpoint.clone(), beats.last);
+                // Under the lock, as in `look`: the two calls of `set_silent` then happen in the
+                // order of the decisions. Its notice wakes the driver, which sets its timer for the
+                // new entry.
+                let notice = endpoint.set_silent(false);
+                expected.look_after(id, last, self.ttl);
+                afterwards.add(move || {
+                    info!(%endpoint, "heartbeats are back");
+                    notice.tell();
+                });
+            }
+            true
+        })
     }
 
     /// Makes the endpoints unhealthy whose heartbeats are late; returns when to look again.
     fn look(&self, now: Instant) -> Option<Instant> {
-        let mut expected = self.expected();
-        loop {
-            let &Reverse((at, id)) = expected.due.peek()?;
-            if at > now {
-                return Some(at);
+        let ttl = self.ttl;
+        self.locked(|expected, afterwards| {
+            loop {
+                let &Reverse((at, id)) = expected.due.peek()?;
+                if at > now {
+                    return Some(at);
+                }
+                expected.due.pop();
+                let Some((endpoint, beats)) = expected.map.get_mut(id) else {
+                    continue;
+                };
+                let last = beats.last;
+                if now.saturating_duration_since(last) < ttl {
+                    expected.look_after(id, last, ttl);
+                } else {
+                    beats.is_silent = true;
+                    let endpoint = endpoint.clone();
+                    let notice = endpoint.set_silent(true);
+                    afterwards.add(move || {
+                        warn!(%endpoint, ?ttl, "no heartbeat for too long: unhealthy");
+                        notice.tell();
+                    });
+                }
             }
-            expected.due.pop();
-            let Some((endpoint, beats)) = expected.map.get_mut(id) else {
-                continue;
-            };
-            let last = beats.last;
-            if now.saturating_duration_since(last) < self.ttl {
-                expected.look_after(id, last, self.ttl);
-            } else {
-                beats.is_silent = true;
-                warn!(%endpoint, ttl = ?self.ttl, "no heartbeat for too long: unhealthy");
-                endpoint.set_silent(true);
-            }
-        }
+        })
+    }
+
+    /// Changes what is expected, and then tells of it.
+    fn locked<T>(&self, change: impl FnOnce(&mut Expected<A>, &mut Afterwards) -> T) -> T {
+        let mut afterwards = Afterwards::default();
+        let result = change(&mut self.expected(), &mut afterwards);
+        afterwards.run();
+        result
     }
 
     fn expected(&self) -> MutexGuard<'_, Expected<A>> {
@@ -148,8 +168,6 @@ impl<A: Address> Heartbeats<A> {
 
 impl<A: Address> Expected<A> {
     fn insert(&mut self, endpoint: Endpoint<A>, now: Instant, ttl: Duration) {
-        // The service that this one replaces may have been silent.
-        endpoint.set_silent(false);
         let beats = Beats {
             last: now,
             is_silent: false,
@@ -197,11 +215,16 @@ where
         let item = this.upstream.poll_change(cx, has_endpoints);
         match &item {
             Poll::Ready(Some(Ok(Change::Insert(endpoint, _)))) => {
-                let mut expected = heartbeats.expected();
-                expected.insert(endpoint.clone(), Instant::now(), heartbeats.ttl);
+                heartbeats.locked(|expected, afterwards| {
+                    // The service that this one replaces may have been silent.
+                    let notice = endpoint.set_silent(false);
+                    expected.insert(endpoint.clone(), Instant::now(), heartbeats.ttl);
+                    afterwards.add(move || notice.tell());
+                });
             }
             Poll::Ready(Some(Ok(Change::Remove(endpoint)))) => {
-                heartbeats.expected().map.remove(endpoint);
+                let removed = heartbeats.expected().map.remove(endpoint);
+                drop(removed);
             }
             _ => {}
         }

@@ -244,7 +244,10 @@ impl<A> Weight<A> {
             .by_reports
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.endpoint.set_reported(weight.get(&self.clocks, now));
+        let reported = weight.get(&self.clocks, now);
+        // The endpoint wakes the driver, and no wake comes under a lock.
+        drop(weight);
+        self.endpoint.set_reported(reported);
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 /// Each part and the parts that it may import. A part may always import itself.
 const FLOORS: &[(&str, &[&str])] = &[
     // The ground floor: single files, and endpoints.
+    ("afterwards", &[]),
     ("atomic", &[]),
     ("clock", &[]),
     ("error", &[]),
@@ -47,6 +48,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 
 /// The parts that every part above the ground floor may import.
 const GROUND: &[&str] = &[
+    "afterwards",
     "atomic",
     "clock",
     "endpoint",

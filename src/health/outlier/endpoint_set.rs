@@ -16,6 +16,7 @@ use super::{
     settings::EndpointSettings,
 };
 use crate::{
+    afterwards::Afterwards,
     endpoint::{Address, Endpoint, EndpointMap, Status},
     random::random_part,
 };
@@ -73,7 +74,10 @@ impl<A: Address> EndpointSet<A> {
     ///
     /// Cost: **O(n log n)** for `n` endpoints.
     pub(super) fn sweep(&self, now: Instant) {
-        let mut states = self.states();
+        self.locked(|states, afterwards| self.judge_all(states, now, afterwards));
+    }
+
+    fn judge_all(&self, states: &mut States<A>, now: Instant, afterwards: &mut Afterwards) {
         let all: Vec<_> = states
             .map
             .iter()
@@ -82,8 +86,8 @@ impl<A: Address> EndpointSet<A> {
         let mut judged = Vec::with_capacity(all.len());
         let mut tallies = Vec::with_capacity(all.len());
         for state in &all {
-            if state.end_interval(now) {
-                states.eject_again(&self.rule, state, now);
+            if state.end_interval(now, afterwards) {
+                states.eject_again(&self.rule, state, now, afterwards);
             }
             let tally = state.take_tally();
             if state.is_closed() && state.is_candidate() {
@@ -94,12 +98,20 @@ impl<A: Address> EndpointSet<A> {
         for state in &judged {
             if let Some(in_a_row) = state.failures_in_a_row() {
                 let reason = Reason::ConsecutiveFailures(in_a_row);
-                states.eject(&self.rule, state, reason, now);
+                states.eject(&self.rule, state, reason, now, afterwards);
             }
         }
         for verdict in self.detectors.judge(&tallies) {
-            states.eject(&self.rule, judged[verdict.endpoint], verdict.reason, now);
+            let state = judged[verdict.endpoint];
+            states.eject(&self.rule, state, verdict.reason, now, afterwards);
         }
+    }
+
+    /// Changes the states, and then tells of it.
+    fn locked(&self, change: impl FnOnce(&mut States<A>, &mut Afterwards)) {
+        let mut afterwards = Afterwards::default();
+        change(&mut self.states(), &mut afterwards);
+        afterwards.run();
     }
 
     fn states(&self) -> MutexGuard<'_, States<A>> {
@@ -110,11 +122,11 @@ impl<A: Address> EndpointSet<A> {
 
 impl<A: Address> Judge<A> for EndpointSet<A> {
     fn eject(&self, state: &EndpointState<A>, reason: Reason, now: Instant) {
-        self.states().eject(&self.rule, state, reason, now);
+        self.locked(|states, afterwards| states.eject(&self.rule, state, reason, now, afterwards));
     }
 
     fn eject_again(&self, state: &EndpointState<A>, now: Instant) {
-        self.states().eject_again(&self.rule, state, now);
+        self.locked(|states, afterwards| states.eject_again(&self.rule, state, now, afterwards));
     }
 }
 
@@ -125,26 +137,36 @@ impl<A: Address> States<A> {
         state: &EndpointState<A>,
         reason: Reason,
         now: Instant,
+        afterwards: &mut Afterwards,
     ) {
         if !state.may_be_ejected() || !self.has(state) {
             return;
         }
         match self.objection(rule, state, now) {
             Some(objection) => {
-                debug!(endpoint = %state.endpoint, %reason, objection, "not ejected")
+                let endpoint = state.endpoint.clone();
+                afterwards.add(move || debug!(%endpoint, %reason, objection, "not ejected"));
             }
-            None => self.eject_now(rule, state, reason, now),
+            None => self.eject_now(rule, state, reason, now, afterwards),
         }
     }
 
-    fn eject_again(&mut self, rule: &EjectionRule, state: &EndpointState<A>, now: Instant) {
+    fn eject_again(
+        &mut self,
+        rule: &EjectionRule,
+        state: &EndpointState<A>,
+        now: Instant,
+        afterwards: &mut Afterwards,
+    ) {
         let objection = self.objection(rule, state, now);
         match objection.or_else(|| (!self.has(state)).then_some("its service was replaced")) {
             Some(objection) => {
-                warn!(endpoint = %state.endpoint, objection, "readmitted though a probe failed");
-                state.close();
+                let endpoint = state.endpoint.clone();
+                afterwards
+                    .add(move || warn!(%endpoint, objection, "readmitted though a probe failed"));
+                state.close(afterwards);
             }
-            None => self.eject_now(rule, state, Reason::Probe, now),
+            None => self.eject_now(rule, state, Reason::Probe, now, afterwards),
         }
     }
 
@@ -154,10 +176,12 @@ impl<A: Address> States<A> {
         state: &EndpointState<A>,
         reason: Reason,
         now: Instant,
+        afterwards: &mut Afterwards,
     ) {
-        let until = state.eject(reason, self.jitter(rule), now);
+        let until = state.eject(&reason, self.jitter(rule), now, afterwards);
         let seconds = until.saturating_duration_since(now).as_secs_f64();
-        warn!(endpoint = %state.endpoint, %reason, seconds, ?until, "ejected");
+        let endpoint = state.endpoint.clone();
+        afterwards.add(move || warn!(%endpoint, %reason, seconds, ?until, "ejected"));
     }
 
     /// Returns whether `state` is its endpoint's current state, not that of a replaced service.

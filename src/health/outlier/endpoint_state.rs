@@ -19,8 +19,9 @@ use super::{
     settings::EndpointSettings,
 };
 use crate::{
+    afterwards::Afterwards,
     clock,
-    endpoint::{Address, Endpoint},
+    endpoint::{Address, Endpoint, Notice},
 };
 
 /// Tells what `poll_ready` must do while the breaker is not closed.
@@ -154,16 +155,16 @@ impl<A: Address> EndpointState<A> {
     }
 
     /// Ends an interval; returns whether a probe has failed because it never ended.
-    pub(super) fn end_interval(&self, now: Instant) -> bool {
+    pub(super) fn end_interval(&self, now: Instant, afterwards: &mut Afterwards) -> bool {
         if !self.is_closed() {
             // The ejection may have ended. Our balancer notices that by itself; callers that wait
             // elsewhere are woken only here.
-            self.changed.notify_waiters();
+            self.wake(afterwards);
         }
         let mut breaker = self.breaker();
         let verdict = breaker.end_interval(&self.settings.rule, now);
         if verdict == ProbeResult::Closed {
-            self.readmit(breaker);
+            self.readmit(&breaker, afterwards);
         }
         verdict == ProbeResult::Failed
     }
@@ -178,20 +179,25 @@ impl<A: Address> EndpointState<A> {
     }
 
     /// Ejects the endpoint; returns the end of the ejection.
-    pub(super) fn eject(&self, reason: Reason, jitter: Duration, now: Instant) -> Instant {
+    pub(super) fn eject(
+        &self,
+        reason: &Reason,
+        jitter: Duration,
+        now: Instant,
+        afterwards: &mut Afterwards,
+    ) -> Instant {
         let mut breaker = self.breaker();
         let until = breaker.eject(&self.settings.rule, jitter, now);
-        self.endpoint.eject_because(until, reason.to_string());
-        self.tell(breaker);
+        let notice = self.endpoint.eject_untold(until, reason.to_string().into());
+        self.publish(&breaker, notice, afterwards);
         until
     }
 
     /// Readmits the endpoint without a probe.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, afterwards: &mut Afterwards) {
         let mut breaker = self.breaker();
         breaker.close();
-        self.endpoint.readmit();
-        self.tell(breaker);
+        self.publish(&breaker, self.endpoint.readmit_untold(), afterwards);
     }
 
     /// Records that the head of a probe's answer has come. The body decides.
@@ -205,31 +211,44 @@ impl<A: Address> EndpointState<A> {
     }
 
     fn end_probe(&self, probe: (u64, bool), success: Option<bool>) {
+        let mut afterwards = Afterwards::default();
         let mut breaker = self.breaker();
         let verdict = breaker.end_probe(&self.settings.rule, probe, success);
-        if verdict == ProbeResult::Closed {
-            return self.readmit(breaker);
+        match verdict {
+            ProbeResult::Closed => self.readmit(&breaker, &mut afterwards),
+            ProbeResult::Failed | ProbeResult::Undecided => {
+                self.lease.counters().set_closed(breaker.is_closed());
+                self.wake(&mut afterwards);
+            }
         }
-        self.tell(breaker);
+        drop(breaker);
         if verdict == ProbeResult::Failed {
             match self.judge.upgrade() {
                 Some(judge) => judge.eject_again(self, Instant::now()),
-                None => self.close(),
+                None => self.close(&mut afterwards),
             }
         }
+        afterwards.run();
     }
 
-    fn readmit(&self, breaker: MutexGuard<'_, Breaker>) {
-        self.endpoint.readmit();
-        info!(endpoint = %self.endpoint, "probes succeeded: readmitted");
-        self.tell(breaker);
+    fn readmit(&self, breaker: &Breaker, afterwards: &mut Afterwards) {
+        self.publish(breaker, self.endpoint.readmit_untold(), afterwards);
+        let endpoint = self.endpoint.clone();
+        afterwards.add(move || info!(%endpoint, "probes succeeded: readmitted"));
     }
 
-    /// Publishes whether the breaker is closed, and wakes the callers that wait.
-    fn tell(&self, breaker: MutexGuard<'_, Breaker>) {
+    /// Publishes whether the breaker is closed; the endpoint's notice and the callers that wait
+    /// come afterwards.
+    fn publish(&self, breaker: &Breaker, notice: Notice<A>, afterwards: &mut Afterwards) {
         self.lease.counters().set_closed(breaker.is_closed());
-        drop(breaker);
-        self.changed.notify_waiters();
+        afterwards.add(move || notice.tell());
+        self.wake(afterwards);
+    }
+
+    /// Wakes the callers that wait for the breaker to change.
+    fn wake(&self, afterwards: &mut Afterwards) {
+        let changed = self.changed.clone();
+        afterwards.add(move || changed.notify_waiters());
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {

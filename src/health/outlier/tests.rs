@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{OutlierLayer, detector::Reason};
-use crate::endpoint::Endpoint;
+use crate::{afterwards::Afterwards, endpoint::Endpoint};
 
 #[test]
 fn counters_are_taken_again() {
@@ -42,7 +42,12 @@ fn an_endpoint_that_has_gone_is_not_heard() {
     here.succeed(0);
     assert_eq!(state.take_tally().successes, 1);
 
-    state.eject(Reason::Probe, Duration::ZERO, Instant::now());
+    state.eject(
+        &Reason::Probe,
+        Duration::ZERO,
+        Instant::now(),
+        &mut Afterwards::default(),
+    );
     assert!(!here.is_closed());
     assert!(gone.is_closed());
     drop((set, state));
