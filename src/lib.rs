@@ -169,6 +169,7 @@ pub mod policy;
 mod random;
 mod recycle;
 pub mod report;
+mod timer;
 mod tried;
 mod upstream;
 #[cfg(all(test, not(tower_lb_loom)))]

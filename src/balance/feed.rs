@@ -6,14 +6,14 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 use tower::{
     BoxError,
     discover::{Change, Discover},
 };
 use tracing::{debug, error, warn};
 
-use crate::{error::NoEndpoints, guard::guarded, random::entropy};
+use crate::{error::NoEndpoints, guard::guarded, random::entropy, timer};
 
 /// The discovery below a balancer: polls it, and bears its errors, its panics and its end.
 pub(super) struct Feed<D> {
@@ -81,7 +81,7 @@ impl<D> Feed<D> {
         let longest = longest_pause(self.errors);
         // Half to all of it: clients of one registry must not come back together.
         let pause = longest.mul_f64(self.rng.random_range(0.5..=1.0));
-        self.pause = Some(Box::pin(sleep(pause)));
+        self.pause = timer::start(pause);
     }
 }
 

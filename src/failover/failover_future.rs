@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
+    timer,
     tried::{CallExcluding, Tried},
 };
 
@@ -257,7 +258,8 @@ where
                     Retry::After(pause) => pause,
                     _ => shared.pause(made),
                 };
-                progress.timer = (!pause.is_zero()).then(|| Box::pin(sleep(pause)));
+                // Where no timer is, there is no pause.
+                progress.timer = (!pause.is_zero()).then(|| timer::start(pause)).flatten();
                 let request = Some(request);
                 this.state.set(State::Pausing { request });
                 None

@@ -54,7 +54,8 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 ///
-/// To limit the time of all tries together, put a timeout above this layer.
+/// To limit the time of all tries together, put a timeout above this layer. Where tokio has no timers,
+/// the next try comes without a pause.
 #[derive(Clone)]
 pub struct FailoverLayer<P, Copier = ByClone> {
     policy: P,
@@ -135,7 +136,7 @@ impl<P, Copier> FailoverLayer<P, Copier> {
     ///
     /// The server may still execute a try that was given up. So the ready-made policies send only
     /// an [idempotent](super::RetryPolicy::is_idempotent) request again after it. Costs a timer and
-    /// two allocations for each request.
+    /// two allocations for each request. A call then panics where tokio has no timers.
     #[must_use]
     pub const fn try_timeout(mut self, timeout: Duration) -> Self {
         self.settings.try_timeout = Some(timeout);

@@ -16,6 +16,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("outcome", &[]),
     ("random", &[]),
     ("recycle", &[]),
+    ("timer", &["guard"]),
     ("endpoint", &[]),
     ("metric", &["clock"]),
     ("member", &["endpoint"]),
@@ -60,6 +61,7 @@ const GROUND: &[&str] = &[
     "outcome",
     "random",
     "recycle",
+    "timer",
     "tried",
     "upstream",
 ];

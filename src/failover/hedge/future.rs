@@ -7,7 +7,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 use tower::{BoxError, Service};
 use tracing::trace;
 
@@ -20,6 +20,7 @@ use crate::{
         error::{Attempt, AttemptsFailed, Stopped},
         policy::is_turned_away,
     },
+    timer,
     tried::{CallExcluding, Tried},
 };
 
@@ -257,8 +258,8 @@ where
                 Retry::After(pause) if pause > this.shared.longest_pushback => {
                     this.second.set(Second::Over);
                 }
-                Retry::After(pause) => *this.timer = Some(Box::pin(sleep(pause))),
-                _ => *this.timer = Some(Box::pin(sleep(Duration::ZERO))),
+                Retry::After(pause) => *this.timer = timer::start(pause),
+                _ => *this.timer = None,
             }
         }
         None
@@ -270,10 +271,15 @@ where
     fn poll_delay(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
         let this = self.project();
         if this.timer.is_none() {
-            let Some(delay) = this.shared.delay.get() else {
+            if !this.failed.is_empty() {
+                return true;
+            }
+            // Where no timer is, there is no hedging. The first try wakes the task.
+            let delay = this.shared.delay.get();
+            *this.timer = delay.and_then(timer::start);
+            if this.timer.is_none() {
                 return false;
-            };
-            *this.timer = Some(Box::pin(sleep(delay)));
+            }
         }
         while let Some(timer) = this.timer {
             if timer.as_mut().poll(cx).is_pending() {
@@ -285,7 +291,7 @@ where
             // The first try has not been sent, because no endpoint is ready. A second one would
             // wait just as long.
             let delay = this.shared.delay.get().unwrap_or_default();
-            *this.timer = Some(Box::pin(sleep(delay.max(SHORTEST_WAIT))));
+            *this.timer = timer::start(delay.max(SHORTEST_WAIT));
         }
         true
     }

@@ -12,9 +12,9 @@ use crate::{
 /// Sends a request to a second endpoint when the first one is slow to answer.
 ///
 /// The first answer wins. The other try is dropped and no longer counts as in flight. There is no
-/// hedge when no other endpoint is available. Only requests that the policy calls
-/// [idempotent](crate::failover::RetryPolicy::is_idempotent) are hedged, because both endpoints may
-/// execute one.
+/// hedge when no other endpoint is available, nor where tokio has no timers. Only requests that the
+/// policy calls [idempotent](crate::failover::RetryPolicy::is_idempotent) are hedged, because both
+/// endpoints may execute one.
 ///
 /// An answer that the policy would try again does not win while the other try is in progress. If
 /// such an answer comes before the second request was sent, the second request goes out at once, or

@@ -1,5 +1,7 @@
 //! Where, how often and when a request is tried again.
 
+use std::task::Poll;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -190,4 +192,29 @@ async fn a_saturated_endpoint_is_waited_for_before_a_tried_one_is_tried_again() 
     servers[1].allow(1);
     assert_eq!(answer.await.unwrap().unwrap(), 1);
     assert_eq!(servers[0].calls(), 1);
+}
+
+/// A runtime without `enable_time`, and none at all, as in an executor that is not tokio's.
+#[test]
+fn without_timers_a_try_elsewhere_comes_without_a_pause() {
+    let without_time = tokio::runtime::Builder::new_current_thread().build();
+    let without_time = without_time.unwrap();
+    for runtime in [None, Some(&without_time)] {
+        let _guard = runtime.map(tokio::runtime::Runtime::enter);
+        let script = |endpoint| match endpoint {
+            0 => Act::Fail(ErrorKind::ConnectionRefused),
+            _ => Act::Answer(200),
+        };
+        let (calls, make) = backends(move |endpoint| (Duration::ZERO, script(endpoint)));
+        let (balance, driver) = Balance::<_, _, Verb, _>::pair(fixed([0, 1]).layer(make), InOrder);
+        let mut driver = tokio_test::task::spawn(driver);
+        let _ = driver.poll();
+        let failover = FailoverLayer::new(ConnectErrors::default()).layer(balance.clone());
+        let hedge = HedgeLayer::after(ms(10), Idempotent::all()).layer(balance);
+        let answer = tokio_test::task::spawn(failover.oneshot(Get)).poll();
+        assert!(matches!(answer, Poll::Ready(Ok(200))), "{answer:?}");
+        let answer = tokio_test::task::spawn(hedge.oneshot(Get)).poll();
+        assert!(matches!(answer, Poll::Ready(Ok(200))), "{answer:?}");
+        assert_eq!(*calls.lock().unwrap(), [0, 1, 0, 1]);
+    }
 }
