@@ -30,8 +30,8 @@ use crate::{
 /// Runs a balancer: takes in discovery and status changes, and publishes snapshots.
 ///
 /// This future completes when the last handle of its balancer is gone. It then drops discovery and
-/// every service. While it is not polled, the balancer keeps the set of members that it has. Dropped while
-/// handles live, it leaves them with [`NotDriven`](crate::NotDriven) for every call.
+/// every service. While it is not polled, the balancer keeps the set of members that it has. If it
+/// is dropped while handles live, every call fails with [`NotDriven`](crate::NotDriven).
 ///
 /// Foreign code runs guarded: a factory or a layer that panics costs one endpoint, a policy's table
 /// or a source that panics leaves the set as it is. Each is an event at `error`.

@@ -23,9 +23,9 @@
 //! A source that knows that there are no endpoints yields `Err(NoEndpoints::new())`. Any other
 //! error is logged, and the known endpoints stay in use.
 //!
-//! A factory or layer that panics leaves its endpoint out until it is listed again; so does one that
-//! fails, with [`fallible`] above the source. A source that fails at every poll is asked again after
-//! a growing pause, 10 ms to 10 s.
+//! An endpoint whose factory or layer panics is left out until it is listed again. So is one whose
+//! factory returns an error, with [`fallible`] above the source. A source that fails at every poll
+//! is asked again after a growing pause, 10 ms to 10 s.
 //!
 //! When the stream ends, the set stays as it is: members, checks, ejections and weights go on. A
 //! stream that ends before it has yielded anything leaves an empty set.

@@ -1,4 +1,4 @@
-use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
 
 use super::ClassifyEnd;
 use crate::outcome::{Classify, Outcome};
@@ -8,9 +8,12 @@ use crate::outcome::{Classify, Outcome};
 /// | answer | outcome |
 /// |---|---|
 /// | an error, 5xx | failure |
-/// | 429 with `Retry-After` | failure: the server is at its limit |
-/// | other 4xx | neutral: the request's own fault |
+/// | 4xx | neutral: the request's own fault |
 /// | 1xx, 2xx, 3xx | success |
+///
+/// 429 is neutral even with `Retry-After`: usually one caller is over its quota, and the server is
+/// well for all others. Where it means that the server is at its limit, set
+/// `.status(429, Outcome::Failure)`.
 ///
 /// It looks at the head of an answer. To count a body that breaks off as a failure too, leave these
 /// statuses to the body: set `.class(2, Outcome::Undecided)`, and use a
@@ -34,10 +37,14 @@ pub struct HttpStatus {
 
 /// Classifies gRPC answers by their status, which is in the headers or the trailers.
 ///
-/// UNAVAILABLE, INTERNAL, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED are failures. OK is a success.
-/// Other codes are neutral, because they are about the request. An answer that ends without a
-/// status is a failure. So are the HTTP statuses 400, 429 and all from 500: gRPC takes 400 for
-/// INTERNAL, and 429, 502, 503 and 504 for UNAVAILABLE.
+/// UNAVAILABLE, INTERNAL and DEADLINE_EXCEEDED are failures. OK is a success. Other codes are
+/// neutral, because they are about the request. RESOURCE_EXHAUSTED is one of these: usually one
+/// caller is over its quota. Where it means that the server is at its limit, set
+/// `.failures([4, 8, 13, 14])`.
+///
+/// An answer that ends without a status is a failure. So are the HTTP statuses 400 and all from
+/// 500: gRPC takes 400 for INTERNAL, and 502, 503 and 504 for UNAVAILABLE. HTTP's 429 is neutral,
+/// too.
 ///
 /// Usually the status is in the trailers. The head of such an answer is
 /// [`Undecided`](Outcome::Undecided). Pass the same classifier to
@@ -97,16 +104,13 @@ impl HttpStatus {
         self
     }
 
-    /// Classifies a status with its headers.
+    /// Classifies a status.
     #[must_use]
-    pub fn outcome(&self, status: StatusCode, headers: &HeaderMap) -> Outcome {
+    pub fn outcome(&self, status: StatusCode) -> Outcome {
         let code = status.as_u16();
         let mut exceptions = self.exceptions.iter().flatten();
         if let Some((_, outcome)) = exceptions.find(|(exception, _)| *exception == code) {
             return *outcome;
-        }
-        if status == StatusCode::TOO_MANY_REQUESTS && headers.contains_key(RETRY_AFTER) {
-            return Outcome::Failure;
         }
         // Statuses from 600 on have no meaning: they count as 5xx (RFC 9110, section 15).
         self.classes[usize::from(code / 100).clamp(1, 5) - 1]
@@ -123,26 +127,25 @@ impl<B, E> Classify<Response<B>, E> for HttpStatus {
     #[inline]
     fn classify(&self, answer: Result<&Response<B>, &E>) -> Outcome {
         match answer {
-            Ok(response) => self.outcome(response.status(), response.headers()),
+            Ok(response) => self.outcome(response.status()),
             Err(_) => Outcome::Failure,
         }
     }
 }
 
 impl GrpcStatus {
-    /// Creates the classifier with the four failure codes above.
+    /// Creates the classifier with the three failure codes above.
     #[must_use]
     pub const fn new() -> Self {
         let mut http = HttpStatus::new();
         http.exceptions[0] = Some((400, Outcome::Failure));
-        http.exceptions[1] = Some((429, Outcome::Failure));
         Self {
-            failures: 1 << 4 | 1 << 8 | 1 << 13 | 1 << 14,
+            failures: 1 << 4 | 1 << 13 | 1 << 14,
             http,
         }
     }
 
-    /// Sets the codes that are failures, in place of the four above.
+    /// Sets the codes that are failures, in place of the three above.
     ///
     /// # Panics
     ///
@@ -187,11 +190,10 @@ impl<B, E> Classify<Response<B>, E> for GrpcStatus {
         let Ok(response) = answer else {
             return Outcome::Failure;
         };
-        let headers = response.headers();
-        if let Some(outcome) = self.outcome(headers) {
+        if let Some(outcome) = self.outcome(response.headers()) {
             return outcome;
         }
-        match self.http.outcome(response.status(), headers) {
+        match self.http.outcome(response.status()) {
             Outcome::Success => Outcome::Undecided,
             other => other,
         }

@@ -143,6 +143,9 @@ impl<K> AdaptiveThrottleLayer<K> {
     }
 
     /// Sets which answers are rejections: those that `classify` calls failures. Default: errors.
+    ///
+    /// `http::HttpStatus` and `http::GrpcStatus` take 429 and RESOURCE_EXHAUSTED for neutral. Set
+    /// them to a failure if backends answer so at their limit.
     #[must_use]
     pub fn classify<D>(self, classify: D) -> AdaptiveThrottleLayer<D> {
         AdaptiveThrottleLayer {

@@ -27,7 +27,7 @@ fn every_status_has_its_outcome() {
     }
     assert_eq!(
         http(classifier, 429, &[("retry-after", "1")]),
-        Outcome::Failure
+        Outcome::Neutral
     );
     assert_eq!(
         http(classifier, 503, &[("retry-after", "1")]),
@@ -49,7 +49,7 @@ fn statuses_and_classes_can_be_set() {
         .status(404, Outcome::Failure)
         .status(501, Outcome::Neutral)
         .status(404, Outcome::Neutral)
-        .status(429, Outcome::Success);
+        .status(429, Outcome::Failure);
     for (status, expected) in [
         (400, Outcome::Success),
         (404, Outcome::Neutral),
@@ -61,7 +61,7 @@ fn statuses_and_classes_can_be_set() {
     }
     assert_eq!(
         http(classifier, 429, &[("retry-after", "1")]),
-        Outcome::Success
+        Outcome::Failure
     );
     for class in [0, 6] {
         let refused = std::panic::catch_unwind(|| HttpStatus::new().class(class, Outcome::Neutral));
@@ -77,7 +77,7 @@ fn every_grpc_code_has_its_outcome_in_headers_and_in_trailers() {
     let table = (0..=17).map(|code| {
         let expected = match code {
             0 => Outcome::Success,
-            4 | 8 | 13 | 14 | 17 => Outcome::Failure,
+            4 | 13 | 14 | 17 => Outcome::Failure,
             _ => Outcome::Neutral,
         };
         (code.to_string(), expected)
@@ -97,6 +97,7 @@ fn every_grpc_code_has_its_outcome_in_headers_and_in_trailers() {
     assert_eq!(grpc(200), Outcome::Undecided);
     assert_eq!(grpc(503), Outcome::Failure);
     assert_eq!(grpc(404), Outcome::Neutral);
+    assert_eq!(grpc(429), Outcome::Neutral);
     assert_eq!(classifier.classify_end(None), Outcome::Failure);
     assert_eq!(
         classifier.classify_end(Some(&HeaderMap::new())),

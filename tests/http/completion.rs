@@ -183,14 +183,14 @@ enum Place {
 #[tokio::test(start_paused = true)]
 async fn a_status_in_trailers_reaches_outlier_detection() {
     for place in [Place::Headers, Place::Trailers] {
-        for status in ["4", "8", "13", "14"] {
+        for status in ["4", "13", "14"] {
             assert_eq!(
                 calls_until_ejected(status, place).await,
                 Some(5),
                 "{status}"
             );
         }
-        for status in ["0", "3", "5", "16"] {
+        for status in ["0", "3", "5", "8", "16"] {
             assert_eq!(calls_until_ejected(status, place).await, None, "{status}");
         }
     }
