@@ -6,9 +6,12 @@ use crate::random::{Rng, entropy};
 /// Picks the members in turn; all handles share one position.
 ///
 /// The start is random, so many clients that start together do not march in step. An update keeps
-/// the phase: the next pick is the first remaining member after the one picked last. Weights do not
-/// change the turns, except that a member of weight 0 is draining and gets none. For shares, use
-/// [`WeightedRoundRobin`](crate::WeightedRoundRobin).
+/// the phase: the next pick is the member whose turn it is, or, if that has left, the one after it.
+/// A new start is drawn if both have left, before the first pick, and when the set has doubled since
+/// the last draw. Otherwise all clients of a set that is replaced would go on with the same member.
+///
+/// Weights do not change the turns, except that a member of weight 0 is draining and gets none. For
+/// shares, use [`WeightedRoundRobin`](crate::WeightedRoundRobin).
 ///
 /// Cost: one atomic increment, **O(1)**.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,20 @@ pub struct RoundRobinTable {
     /// The candidates' positions and ids, in the order of joining.
     turns: Box<[(usize, u64)]>,
     next: AtomicUsize,
+    /// What `next` was when this table was built.
+    first: usize,
+    drawn: Drawn,
+}
+
+/// The draw of the start that the turns go on from.
+#[derive(Clone, Copy, Debug)]
+struct Drawn {
+    /// How many candidates there were.
+    among: usize,
+    /// How many starts have been drawn, this one included.
+    draws: u64,
+    /// Whether an earlier table has given a turn since.
+    has_served: bool,
 }
 
 impl RoundRobin {
@@ -31,17 +48,31 @@ impl RoundRobin {
         Self { seed: Some(seed) }
     }
 
-    fn start<T>(&self, turns: &[(usize, T)]) -> usize {
+    /// Draws start number `number` among `n` turns.
+    fn start(&self, number: u64, n: usize) -> usize {
         let seed = self.seed.unwrap_or_else(entropy);
-        Rng::new(seed, 0).below(turns.len() as u32) as usize
+        Rng::new(seed, number).below(n as u32) as usize
     }
 }
 
 impl RoundRobinTable {
-    /// Returns the id of the member whose turn it is.
-    fn next_id(&self) -> Option<u64> {
-        let next = self.next.load(Relaxed).checked_rem(self.turns.len())?;
-        Some(self.turns[next].1)
+    /// Returns the place among `turns` to go on from; `None` if a start must be drawn.
+    fn place(&self, turns: &[(usize, u64)]) -> Option<usize> {
+        let has_doubled = turns.len() >= 2 * self.drawn.among;
+        if !self.has_served() || has_doubled {
+            return None;
+        }
+        let next = self.next.load(Relaxed);
+        [next, next.wrapping_add(1)].into_iter().find_map(|turn| {
+            let (_, id) = self.turns[turn.checked_rem(self.turns.len())?];
+            // Ids ascend.
+            turns.binary_search_by_key(&id, |&(_, id)| id).ok()
+        })
+    }
+
+    /// Returns whether somebody has had a turn since the start was drawn.
+    fn has_served(&self) -> bool {
+        self.drawn.has_served || self.next.load(Relaxed) != self.first
     }
 }
 
@@ -58,15 +89,35 @@ impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
             .iter()
             .map(|(position, member)| (position, member.id))
             .collect();
-        let next = match previous.and_then(RoundRobinTable::next_id) {
-            // Ids ascend. Past the last of them the first one's turn comes, because `pick` takes
-            // the remainder.
-            Some(id) => turns.partition_point(|&(_, other)| other < id),
-            None => self.start(&turns),
+        let n = turns.len();
+        let kept = previous.and_then(|table| Some((table.place(&turns)?, table)));
+        let (first, drawn) = match kept {
+            Some((place, table)) => {
+                let has_served = true;
+                (
+                    place,
+                    Drawn {
+                        has_served,
+                        ..table.drawn
+                    },
+                )
+            }
+            None => {
+                let draws = previous.map_or(0, |table| table.drawn.draws);
+                let drawn = Drawn {
+                    among: n,
+                    // In an empty set nothing is drawn.
+                    draws: draws + u64::from(n > 0),
+                    has_served: false,
+                };
+                (self.start(draws, n), drawn)
+            }
         };
         RoundRobinTable {
             turns,
-            next: AtomicUsize::new(next),
+            next: AtomicUsize::new(first),
+            first,
+            drawn,
         }
     }
 

@@ -190,6 +190,49 @@ async fn round_robin_keeps_its_phase_over_updates() {
     assert_eq!(next().await, 3);
 }
 
+/// Sends `picks` requests from each of 200 clients to each of `lists`; returns how many next
+/// requests each server got. If there were picks, these go to the servers 20 to 29.
+async fn next_of_200_clients(lists: &[std::ops::Range<usize>], picks: usize) -> [usize; 30] {
+    let mut next = [0; 30];
+    for seed in 0..200 {
+        let servers = servers(&[Behaviour::Answer(ms(0)); 30]);
+        let (targets, rx) = watch::channel(Vec::new());
+        let mut balance: Balance<_, _, (), _> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(seed)))
+            .layer(WatchLayer::new(rx))
+            .service(factory(&servers));
+        for list in lists {
+            targets.send_replace(list.clone().collect());
+            settle().await;
+            for _ in 0..picks {
+                start(&mut balance).await.await.unwrap();
+            }
+        }
+        if picks > 0 {
+            targets.send_replace((20..30).collect());
+            settle().await;
+        }
+        next[start(&mut balance).await.await.unwrap()] += 1;
+    }
+    next
+}
+
+/// Source: grpc-java issue 4462.
+#[tokio::test(start_paused = true)]
+async fn round_robin_clients_do_not_fall_into_step_when_the_set_changes() {
+    let is_even = |next: &[usize]| next.iter().all(|n| (5..=40).contains(n));
+    // All servers are replaced by others.
+    let next = next_of_200_clients(&[0..9, 0..10], 3).await;
+    assert!(is_even(&next[20..]), "{next:?}");
+    // One by one they are found, before the first request and after.
+    let one_by_one: Vec<_> = (1..=10).map(|n| 0..n).collect();
+    let next = next_of_200_clients(&one_by_one, 0).await;
+    assert!(is_even(&next[..10]), "{next:?}");
+    // A large set follows a small one that has served already.
+    let next = next_of_200_clients(&[29..30, 28..30], 3).await;
+    assert!(is_even(&next[20..]), "{next:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn all_handles_share_one_position() {
     let servers = servers(&[Behaviour::Answer(ms(0)); 3]);
