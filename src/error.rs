@@ -78,7 +78,8 @@ impl NoEndpoints {
         }
     }
 
-    /// Returns whether discovery has ended: no endpoint will ever join.
+    /// Returns whether discovery has ended: no endpoint will ever join. Those that drain may be given
+    /// a weight again.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.has_ended
@@ -88,6 +89,11 @@ impl NoEndpoints {
     #[must_use]
     pub const fn draining(&self) -> usize {
         self.draining
+    }
+
+    /// Returns whether an endpoint may still join, or stop draining.
+    pub(crate) const fn may_end(&self) -> bool {
+        !self.has_ended || self.draining > 0
     }
 
     pub(crate) const fn because(source: Option<Arc<BoxError>>, has_ended: bool) -> Self {

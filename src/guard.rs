@@ -6,6 +6,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use tracing::error;
+
 /// The message of a panic.
 #[derive(Debug)]
 pub(crate) struct Panicked(String);
@@ -15,6 +17,13 @@ pub(crate) struct Panicked(String);
 /// What the code has left half done is the foreign code's own: callers drop it.
 pub(crate) fn guarded<T>(foreign: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(foreign)).map_err(|payload| Panicked(message(&*payload)))
+}
+
+/// Drops what has a service in it.
+pub(crate) fn drop_guarded<T>(service: T) {
+    if let Err(panic) = guarded(|| drop(service)) {
+        error!(%panic, "a service panicked when it was dropped");
+    }
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {

@@ -8,8 +8,9 @@ use std::{
 use futures_util::TryStream;
 use pin_project_lite::pin_project;
 use tower::{BoxError, discover::Discover};
+use tracing::error;
 
-use crate::endpoint::Endpoint;
+use crate::{endpoint::Endpoint, guard::guarded};
 
 /// Discovers endpoints: any tower [`Discover`] whose keys are [`Endpoint`]s.
 ///
@@ -83,7 +84,13 @@ impl<D: TryStream> Upstream<D> {
         if *this.has_ended {
             return Poll::Pending;
         }
-        let item = ready!(this.discover.try_poll_next(cx));
+        let item = match guarded(|| this.discover.try_poll_next(cx)) {
+            Ok(item) => ready!(item),
+            Err(panic) => {
+                error!(%panic, "discovery panicked: the set stays as it is from now on");
+                None
+            }
+        };
         if item.is_none() {
             *this.has_ended = true;
             if has_endpoints() {

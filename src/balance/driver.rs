@@ -22,9 +22,10 @@ use super::{
 use crate::{
     endpoint::{Address, Endpoint},
     error::NotDriven,
-    guard::guarded,
+    guard::{drop_guarded, guarded},
     member::Member,
     policy::{Candidates, Policy},
+    timer,
 };
 
 /// Runs a balancer: takes in discovery and status changes, and publishes snapshots.
@@ -126,7 +127,8 @@ where
             Ok(built) => built,
             Err(panic) => {
                 error!(%panic, "the policy's table panicked: picks go on with the one before");
-                self.next_change = Some(Box::pin(tokio::time::sleep(TABLE_PAUSE)));
+                self.next_change = timer::start(TABLE_PAUSE);
+                drop_guarded(members);
                 return;
             }
         };
@@ -229,7 +231,6 @@ where
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
-        error!("{NotDriven}");
         shared.set_undriven();
         // This drop may be part of a panic, and the table is foreign code. A second panic would
         // abort the process, so it is caught.
@@ -243,14 +244,11 @@ where
                 availability: Availability::Undriven,
             });
             drop_guarded(previous);
+        } else {
+            // At least those who wait are told.
+            shared.published.notify_waiters();
         }
-    }
-}
-
-/// Drops what has services in it, which are foreign code.
-fn drop_guarded<T>(services: T) {
-    if let Err(panic) = guarded(|| drop(services)) {
-        error!(%panic, "a service panicked when it was dropped");
+        error!("{NotDriven}");
     }
 }
 

@@ -1,7 +1,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,6 +21,8 @@ pub(super) struct Feed<D> {
     discover: Option<Pin<Box<D>>>,
     /// Runs while discovery is left alone after an error.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether the last poll ended in an error. The next one is not before another wake.
+    has_failed: bool,
     /// Errors with no change between them.
     errors: u32,
     last_error: Option<Arc<BoxError>>,
@@ -34,6 +36,7 @@ impl<D> Feed<D> {
         Self {
             discover: Some(Box::pin(discover)),
             pause: None,
+            has_failed: false,
             errors: 0,
             last_error: None,
             has_reported: false,
@@ -58,22 +61,29 @@ impl<D> Feed<D> {
     }
 
     fn take_error(&mut self, error: BoxError) {
-        self.errors = self.errors.saturating_add(1);
         // Discovery reports a set that is known to be empty by this error: no `Change` can say it.
-        if error.is::<NoEndpoints>() {
-            self.last_error = None;
-            // Once is no fault of the source; again at once is.
-            if self.errors > 1 {
-                self.rest();
+        let is_empty = error.is::<NoEndpoints>();
+        if is_empty {
+            if self.last_error.take().is_some() {
+                // The source is back.
+                self.end_row();
             }
+        } else {
+            // Only the first error in a row is logged.
+            if self.last_error.is_none() {
+                warn!(%error, "discovery failed: the set stays as it is");
+            }
+            self.last_error = Some(Arc::new(error));
+        }
+        if self.pause.is_some() {
+            self.has_failed = true;
             return;
         }
-        // Only the first error in a row is logged.
-        if self.last_error.is_none() {
-            warn!(%error, "discovery failed: the set stays as it is");
+        self.errors = self.errors.saturating_add(1);
+        // Once is no fault of the source; again at once is.
+        if !is_empty || self.errors > 1 {
+            self.rest();
         }
-        self.last_error = Some(Arc::new(error));
-        self.rest();
     }
 
     /// Leaves discovery alone for a while, longer after each error.
@@ -82,20 +92,33 @@ impl<D> Feed<D> {
         // Half to all of it: clients of one registry must not come back together.
         let pause = longest.mul_f64(self.rng.random_range(0.5..=1.0));
         self.pause = timer::start(pause);
+        self.has_failed = true;
+    }
+
+    fn end_row(&mut self) {
+        self.errors = 0;
+        self.last_error = None;
+        self.pause = None;
     }
 }
 
 impl<D: Discover<Error: Into<BoxError>>> Feed<D> {
     /// Polls for what discovery has: a change, or `None` for an error or its end.
     ///
-    /// Pending: discovery or the timer of a pause has registered the waker.
+    /// During a pause it is polled only when something else has woken the driver: the health layers
+    /// above a source that fails go on with their own work. Pending: discovery or the timer of the
+    /// pause has registered the waker.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Change<D::Key, D::Service>>> {
+        let has_failed = std::mem::take(&mut self.has_failed);
         if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
-            self.pause = None;
+            match pause.as_mut().poll(cx) {
+                Poll::Pending if has_failed => return Poll::Pending,
+                Poll::Pending => {}
+                Poll::Ready(()) => self.pause = None,
+            }
         }
         let Some(discover) = &mut self.discover else {
             return Poll::Pending;
@@ -117,8 +140,7 @@ impl<D: Discover<Error: Into<BoxError>>> Feed<D> {
         self.has_reported = true;
         Poll::Ready(match item {
             Some(Ok(change)) => {
-                self.errors = 0;
-                self.last_error = None;
+                self.end_row();
                 Some(change)
             }
             Some(Err(error)) => {

@@ -4,7 +4,10 @@ use tokio::sync::Notify;
 use tower::discover::Change;
 use tracing::info;
 
-use crate::endpoint::{Address, Endpoint, EndpointMap};
+use crate::{
+    endpoint::{Address, Endpoint, EndpointMap},
+    guard::drop_guarded,
+};
 
 /// The members that discovery has named, in the order of joining.
 pub(super) struct Members<A, S> {
@@ -34,8 +37,10 @@ impl<A: Address, S> Members<A, S> {
                 removed
             }
         };
-        let departed = removed.map(|(id, endpoint, _)| (id, endpoint));
-        self.departed.extend(departed);
+        if let Some((id, endpoint, service)) = removed {
+            self.departed.push((id, endpoint));
+            drop_guarded(service);
+        }
     }
 }
 

@@ -128,10 +128,11 @@ impl<S, Req, A> Selection<S, Req, A> {
                 Some(Selected::Failed { error, version })
             };
             let selected = match &snapshot.availability {
+                _ if !shared.is_driven() => failed(NotDriven.into()),
                 Availability::Unreported => None,
                 Availability::Undriven => failed(NotDriven.into()),
                 Availability::Empty(error)
-                    if shared.config.when_empty == WhenEmpty::Wait && !error.has_ended() =>
+                    if shared.config.when_empty == WhenEmpty::Wait && error.may_end() =>
                 {
                     None
                 }

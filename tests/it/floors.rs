@@ -21,7 +21,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("metric", &["clock"]),
     ("member", &["endpoint"]),
     ("tried", &["endpoint"]),
-    ("upstream", &["endpoint"]),
+    ("upstream", &["endpoint", "guard"]),
     // Parts for tests alone.
     ("interleavings", &[]),
     ("whole", &["balance", "discover", "load", "policy"]),

@@ -389,3 +389,45 @@ async fn a_driver_that_ends_by_itself_is_no_error() {
     drop(balance);
     done.notified().await;
 }
+
+/// What the layers above a source do themselves goes on while the source fails, or has panicked.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_are_missed_in_time_whatever_the_source_does() {
+    for panics in [false, true] {
+        let client = answering(1)[0].client();
+        let mut first = Some(Change::Insert(Endpoint::new(0), client));
+        let source = tokio_stream::iter(std::iter::from_fn(move || {
+            Some(match first.take() {
+                Some(change) => Ok(change),
+                None if panics => panic!("as told"),
+                None => Err::<_, BoxError>("away".into()),
+            })
+        }));
+        let heartbeats = Heartbeats::new(ms(60_000));
+        let balance: Balance<_, _, (), _> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::default()))
+            .layer(heartbeats)
+            .service(source);
+        settle().await;
+        let endpoint = balance.members()[0].endpoint().clone();
+        sleep(ms(59_990)).await;
+        assert_eq!(endpoint.status(), Status::Available);
+        sleep(ms(20)).await;
+        assert_eq!(endpoint.status(), Status::Unhealthy, "panics: {panics}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_drains_is_waited_for_though_discovery_has_ended() {
+    let balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()).wait_for_endpoints())
+        .layer(fixed([(0, 0)]))
+        .service(factory(&answering(1)));
+    settle().await;
+    let endpoint = balance.members()[0].endpoint().clone();
+    let call = tokio::spawn(balance.oneshot(()));
+    settle().await;
+    assert!(!call.is_finished());
+    endpoint.set_attributes(&Target::new(0));
+    assert_eq!(call.await.unwrap().unwrap(), 0);
+}
