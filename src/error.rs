@@ -78,8 +78,9 @@ impl NoEndpoints {
         }
     }
 
-    /// Returns whether discovery has ended: no endpoint will ever join. Those that drain may be given
-    /// a weight again.
+    /// Returns whether discovery has ended: no endpoint will ever join.
+    ///
+    /// Those that drain may be given a weight again.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.has_ended

@@ -258,7 +258,7 @@ impl<A: fmt::Display> Endpoint<A> {
     }
 }
 
-/// What is to be told of a change once no lock is held: an event, and a wake of the driver.
+/// What is to be told of a change once no lock is held: a wake of the driver, and an event.
 #[must_use = "tell it once no lock is held"]
 pub(crate) struct Notice<A> {
     endpoint: Endpoint<A>,
@@ -269,10 +269,11 @@ pub(crate) struct Notice<A> {
 
 impl<A: fmt::Display> Notice<A> {
     pub(crate) fn tell(self) {
+        // First, so that a subscriber that panics does not lose it.
+        wake(self.driver);
         if let Some((from, to)) = self.change {
             info!(endpoint = %self.endpoint, ?from, ?to, "status changed");
         }
-        wake(self.driver);
     }
 }
 

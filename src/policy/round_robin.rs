@@ -7,8 +7,9 @@ use crate::random::{Rng, entropy};
 ///
 /// The start is random, so many clients that start together do not march in step. An update keeps
 /// the phase: the next pick is the member whose turn it is, or, if that has left, the one after it.
-/// A new start is drawn if both have left, before the first pick, and when the set has doubled since
-/// the last draw. Otherwise all clients of a set that is replaced would go on with the same member.
+/// A new start is drawn if both have left, before the first pick, and when the set has doubled
+/// since the last draw. Otherwise all clients of a set that is replaced would go on with the same
+/// member.
 ///
 /// Weights do not change the turns, except that a member of weight 0 is draining and gets none. For
 /// shares, use [`WeightedRoundRobin`](crate::WeightedRoundRobin).
