@@ -40,15 +40,34 @@ pub trait Cost: PartialOrd {
     /// Returns the load as a number. Lower is better, and twice the number is twice the load.
     fn cost(&self) -> f64;
 
-    /// Returns the number at the time of `clock`.
+    /// Returns the load of a member of this weight, for comparison with others. Default: cost /
+    /// weight.
+    ///
+    /// The mean weight is 1. A cost that is not in proportion to the requests in flight needs
+    /// another formula. An idle member's latency, for example, does not grow as its weight falls:
+    /// it already gets fewer requests because policies draw by weight.
+    fn cost_for(&self, weight: f64) -> f64 {
+        self.cost() / weight
+    }
+
+    /// Returns the same as [`cost_for`](Self::cost_for), at the time of `clock`.
     ///
     /// A pick uses one clock for all loads that it compares, after all of them have
     /// [advanced](Self::advance_clock) it. Without that, the time may be an old one on a thread
     /// that sends no requests.
     #[inline]
-    fn cost_at(&self, clock: &PickClock) -> f64 {
+    fn cost_at(&self, weight: f64, clock: &PickClock) -> f64 {
         let _ = clock;
-        self.cost()
+        self.cost_for(weight)
+    }
+
+    /// Returns the highest cost that counts as equal to `least`. Default: `least` itself.
+    ///
+    /// Weights decide among members of equal cost. A metric that varies by chance needs a margin,
+    /// because the member with the least cost would otherwise get all requests.
+    #[inline]
+    fn most_equal_to(least: f64) -> f64 {
+        least
     }
 
     /// Advances `clock` to the latest moment that the load knows of. Default: does nothing.
@@ -81,6 +100,11 @@ impl Cost for Duration {
     fn cost(&self) -> f64 {
         self.as_secs_f64()
     }
+}
+
+/// Replaces a cost that is not a number.
+pub(crate) const fn or_infinite(cost: f64) -> f64 {
+    if cost.is_nan() { f64::INFINITY } else { cost }
 }
 
 /// Forwards the metrics of the wrapped service, which is the field `service` of type `S`.

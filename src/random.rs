@@ -48,6 +48,11 @@ impl Rng {
         self.0.next_u64()
     }
 
+    /// Draws a number from 0 up to, but not including, 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        self.0.random()
+    }
+
     /// Draws a number below `n`, by multiplication: the high half of `bits * n`.
     ///
     /// Source: Lemire 2019, without the rejection step. Leaving it out causes a bias of `n` / 2^32.

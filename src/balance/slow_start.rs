@@ -16,6 +16,7 @@ pub struct SlowStart {
     window: Duration,
     aggression: f64,
     min_share: f64,
+    settling: Duration,
 }
 
 impl SlowStart {
@@ -28,6 +29,7 @@ impl SlowStart {
             window,
             aggression: 1.0,
             min_share: 0.1,
+            settling: Duration::from_secs(1),
         }
     }
 
@@ -63,6 +65,23 @@ impl SlowStart {
         );
         self.min_share = share;
         self
+    }
+
+    /// Sets how long a set may grow and still count as new as a whole. Default 1 s.
+    ///
+    /// A registry often names the endpoints of a set one after the other. Those that join within
+    /// this time after the first one start as warm as it does. Otherwise the first one would get
+    /// most of the requests for the length of the window. With a longer time, an endpoint that
+    /// joins soon after the start of the client gets its full share at once.
+    #[must_use]
+    pub const fn settling(mut self, settling: Duration) -> Self {
+        self.settling = settling;
+        self
+    }
+
+    /// Returns how long a set may grow and still count as new as a whole.
+    pub(super) const fn settles_within(&self) -> Duration {
+        self.settling
     }
 
     /// Returns the time until an endpoint gets its full share.

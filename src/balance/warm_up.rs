@@ -7,7 +7,11 @@ use crate::member::Member;
 
 /// How far the endpoints of a balancer have warmed up.
 #[derive(Debug, Default)]
-pub(super) struct WarmUp(BTreeMap<u64, Warmth>);
+pub(super) struct WarmUp {
+    members: BTreeMap<u64, Warmth>,
+    /// When the first member of a new set joined. Those that join soon after are of the same set.
+    new_since: Option<Instant>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Warmth {
@@ -40,15 +44,16 @@ impl WarmUp {
         members: &mut [Member<A, S>],
         now: Instant,
     ) -> Option<Duration> {
-        let mut before = std::mem::take(&mut self.0);
+        let mut before = std::mem::take(&mut self.members);
         // In a set that is new as a whole no endpoint is warm, and no other one could take the
         // requests. So such a set starts warm, whenever its endpoints become available.
-        let joins_others = before.values().any(|warmth| warmth.was_available);
-        let state = if joins_others {
-            State::Cold
-        } else {
-            State::First
-        };
+        if !before.values().any(|warmth| warmth.was_available) {
+            self.new_since = (!members.is_empty()).then_some(now);
+        }
+        let is_new = self.new_since.is_some_and(|since| {
+            now.saturating_duration_since(since) <= slow_start.settles_within()
+        });
+        let state = if is_new { State::First } else { State::Cold };
         let mut factors = Vec::with_capacity(members.len());
         for member in &*members {
             let mut warmth = before.remove(&member.id).unwrap_or(Warmth {
@@ -56,7 +61,7 @@ impl WarmUp {
                 was_available: false,
             });
             factors.push(warmth.follow(slow_start, member.candidate, now));
-            self.0.insert(member.id, warmth);
+            self.members.insert(member.id, warmth);
         }
         if factors.iter().all(Option::is_none) {
             return None;

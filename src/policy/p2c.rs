@@ -1,13 +1,17 @@
 use tower::load::Load;
 
 use super::{Candidates, Choice, PickContext, Policy, sampler::Sampler};
-use crate::{clock::PickClock, metric::Cost, random::Rng};
+use crate::{
+    clock::PickClock,
+    metric::{Cost, or_infinite},
+    random::Rng,
+};
 
 /// Picks the less loaded of two members drawn at random: the power of two choices.
 ///
-/// Members are drawn in proportion to their weights and compared by load divided by weight. The
-/// draws are distinct. A tie goes to the first one drawn, so equal loads spread evenly. A load that
-/// is not a number counts as infinite.
+/// Members are drawn in proportion to their weights and compared by load for their weight, see
+/// [`Cost::cost_for`]. The draws are distinct. A tie goes to the first one drawn, so equal loads
+/// spread evenly. A load that is not a number counts as infinite.
 ///
 /// Cost: one random number (more if weights differ) and two reads of [`Load::load`], no allocation,
 /// **O(1)**. Building the table is O(n).
@@ -85,15 +89,15 @@ impl P2c {
             loads[choice] = Some(load);
         }
         let mut best = None;
-        let mut least = f64::INFINITY;
         for (slot, load) in drawn.into_iter().zip(loads) {
             let Some(load) = load else { break };
-            let load = sampler.relative(slot, load.cost_at(&clock));
-            if best.is_none() || load < least {
-                (best, least) = (Some(slot), load);
+            let cost = or_infinite(load.cost_at(sampler.weight(slot), &clock));
+            // A draw is in proportion to the weights, so the first of equals is too.
+            if best.is_none_or(|(_, least)| S::Metric::most_equal_to(cost) < least) {
+                best = Some((slot, cost));
             }
         }
-        best
+        best.map(|(slot, _)| slot)
     }
 }
 
@@ -143,8 +147,8 @@ where
             let (first_load, second_load) = (load(first), load(second));
             first_load.advance_clock(&clock);
             second_load.advance_clock(&clock);
-            let first_cost = first_load.cost_at(&clock);
-            second_load.cost_at(&clock) < first_cost || first_cost.is_nan()
+            let first_cost = first_load.cost_at(1.0, &clock);
+            second_load.cost_at(1.0, &clock) < first_cost || first_cost.is_nan()
         } else {
             let first_load = load(first);
             // A load that is not a number does not even equal itself. It loses.

@@ -21,8 +21,8 @@ struct Weights {
     /// The slot that weighs more than all others together, if any, and the table of the others.
     /// With it, a draw that must avoid one slot is rejected at most every other time.
     heaviest: Option<(u32, Alias)>,
-    /// The inverse weight of each slot, scaled so that the mean weight is 1: mean / weight.
-    inverse: Box<[f64]>,
+    /// The weight of each slot, scaled so that the mean weight is 1.
+    scaled: Box<[f64]>,
 }
 
 impl Sampler {
@@ -58,16 +58,12 @@ impl Sampler {
         }
     }
 
-    /// Returns `cost` divided by the slot's weight, only for comparison with other slots.
-    ///
-    /// A cost that is not a number counts as infinite, so it never wins over a finite one.
+    /// Returns the slot's weight, scaled so that the mean weight is 1.
     #[inline]
-    pub(super) fn relative(&self, slot: u32, cost: f64) -> f64 {
-        let cost = self
-            .weights
+    pub(super) fn weight(&self, slot: u32) -> f64 {
+        self.weights
             .as_ref()
-            .map_or(cost, |weights| cost * weights.inverse[slot as usize]);
-        if cost.is_nan() { f64::INFINITY } else { cost }
+            .map_or(1.0, |weights| weights.scaled[slot as usize])
     }
 
     /// Returns whether all members are candidates of one weight. Then slots are positions.
@@ -117,8 +113,15 @@ impl Sampler {
                 return Some(slot);
             }
         }
-        let start = rng.below(self.len);
-        (start..self.len).chain(0..start).find(left)
+        // Few are left, or little weight is. Two looks draw exactly.
+        let rest = || (0..self.len).filter(left);
+        let sum: f64 = rest().map(|slot| self.weight(slot)).sum();
+        let mut drawn = rng.unit() * sum;
+        let found = rest().find(|&slot| {
+            drawn -= self.weight(slot);
+            drawn < 0.0
+        });
+        found.or_else(|| rest().next_back())
     }
 
     /// Draws a slot, but never the heaviest one if it is in `known`: it might come again and again.
@@ -153,7 +156,7 @@ impl Weights {
         Some(Self {
             alias: Alias::new(weights),
             heaviest,
-            inverse: weights.iter().map(|&w| mean / f64::from(w)).collect(),
+            scaled: weights.iter().map(|&w| f64::from(w) / mean).collect(),
         })
     }
 }

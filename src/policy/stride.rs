@@ -63,12 +63,17 @@ impl Stride {
         self.0.len()
     }
 
-    /// Returns the entry whose turn it is, or `None` if this place is passed over.
+    /// Takes a turn; returns whose it is, or `None` if this place is passed over.
     #[inline]
     pub(super) fn step(&self, sequence: &AtomicU64) -> Option<u32> {
-        let n = self.0.len() as u64;
         // Relaxed: no other memory is published through the counter.
-        let turn = sequence.fetch_add(1, Relaxed);
+        self.entry_at(sequence.fetch_add(1, Relaxed))
+    }
+
+    /// Returns the entry whose turn it is, or `None` if this place is passed over.
+    #[inline]
+    pub(super) fn entry_at(&self, turn: u64) -> Option<u32> {
+        let n = self.0.len() as u64;
         let (index, generation) = (turn.checked_rem(n)?, turn / n);
         let place = self.0[index as usize];
         let weight = u64::from(place.weight);

@@ -41,7 +41,7 @@ impl Cost for Told {
         panic!("it is asked for its cost at the clock's time");
     }
 
-    fn cost_at(&self, _: &PickClock) -> f64 {
+    fn cost_at(&self, _: f64, _: &PickClock) -> f64 {
         assert_eq!(self.count.get(), self.compared);
         0.0
     }

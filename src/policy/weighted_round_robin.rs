@@ -1,12 +1,16 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Candidates, Choice, PickContext, Policy, stride::Stride};
+use super::{Candidates, Choice, PickContext, Policy, sampler::Sampler, stride::Stride};
 use crate::random::{Rng, entropy};
 
 /// Picks the members in turn, each as often as its weight says.
 ///
 /// Turns are interleaved: weights 5, 1, 1 do not give five picks of the first in a burst. The start
-/// is random, so the first pick is not always the heaviest member. All handles share one position.
+/// is random, so the first pick of a client is a member in proportion to its weight. All handles
+/// share one position.
+///
+/// If members have been passed over, as in a second try, a pick does not wait for the turn of
+/// another one. It draws among those that are left, in proportion to their weights.
 ///
 /// Cost: one atomic increment for each turn that is looked at, at most four on average, **O(1)**.
 /// Building the table sorts the members.
@@ -21,8 +25,11 @@ pub struct WeightedRoundRobin {
 #[derive(Debug)]
 pub struct WeightedRoundRobinTable {
     stride: Stride,
-    positions: Box<[u32]>,
+    /// Knows the position of each entry, and draws among those that are left.
+    sampler: Sampler,
     sequence: AtomicU64,
+    /// What `sequence` was when the start was drawn.
+    drawn: u64,
 }
 
 impl WeightedRoundRobin {
@@ -32,9 +39,19 @@ impl WeightedRoundRobin {
         Self { seed: Some(seed) }
     }
 
-    fn start(&self) -> u64 {
+    /// Draws a start at which somebody has a turn.
+    ///
+    /// Otherwise the first turn would often be that of the member after a place that is passed
+    /// over, whatever its weight.
+    fn start(&self, stride: &Stride) -> u64 {
+        let mut rng = Rng::new(self.seed.unwrap_or_else(entropy), 0);
         // Half of the range, so that no run reaches its end.
-        Rng::new(self.seed.unwrap_or_else(entropy), 0).next() >> 1
+        let mut draw = || rng.next() >> 1;
+        let first = draw();
+        let mut starts =
+            std::iter::once(first).chain(std::iter::repeat_with(draw).take(MOST_DRAWS));
+        let is_turn = |&start: &u64| stride.entry_at(start).is_some();
+        starts.find(is_turn).unwrap_or(first)
     }
 }
 
@@ -48,14 +65,20 @@ impl<A, S, Req> Policy<A, S, Req> for WeightedRoundRobin {
         previous: Option<&WeightedRoundRobinTable>,
     ) -> WeightedRoundRobinTable {
         let weights: Vec<u32> = candidates.iter().map(|(_, member)| member.share).collect();
-        let sequence = previous.map_or_else(|| self.start(), |p| p.sequence.load(Relaxed));
+        let stride = Stride::new(&weights);
+        let (sequence, drawn) = match previous.map(|p| (p.sequence.load(Relaxed), p.drawn)) {
+            Some((sequence, drawn)) if sequence != drawn => (sequence, drawn),
+            // Nobody has had a turn since the start was drawn, so it was drawn for another set.
+            _ => {
+                let start = self.start(&stride);
+                (start, start)
+            }
+        };
         WeightedRoundRobinTable {
-            stride: Stride::new(&weights),
-            positions: candidates
-                .iter()
-                .map(|(position, _)| position as u32)
-                .collect(),
+            stride,
+            sampler: Sampler::new(candidates),
             sequence: AtomicU64::new(sequence),
+            drawn,
         }
     }
 
@@ -64,21 +87,21 @@ impl<A, S, Req> Policy<A, S, Req> for WeightedRoundRobin {
         &self,
         table: &WeightedRoundRobinTable,
         candidates: Candidates<'_, A, S>,
-        _: &mut PickContext<'_, Req>,
+        cx: &mut PickContext<'_, Req>,
     ) -> Choice {
-        // Other threads may take the places that this pick would have found, so it makes more than
-        // one round.
-        for _ in 0..table.stride.places() * ROUNDS {
-            let Some(entry) = table.stride.step(&table.sequence) else {
-                continue;
-            };
-            let position = table.positions[entry as usize] as usize;
-            if !candidates.is_narrowed() || candidates.contains(position) {
-                return Choice::Member(position);
+        if !candidates.is_narrowed() {
+            // Other threads may take the places that this pick would have found, so it makes more
+            // than one round.
+            for _ in 0..table.stride.places() * ROUNDS {
+                if let Some(entry) = table.stride.step(&table.sequence) {
+                    return Choice::Member(table.sampler.position(entry));
+                }
             }
         }
-        let first = candidates.iter().next();
-        first.map_or(Choice::Nobody, |(position, _)| Choice::Member(position))
+        let slot = table.sampler.draw_among(candidates, cx.rng());
+        slot.map_or(Choice::Nobody, |slot| {
+            Choice::Member(table.sampler.position(slot))
+        })
     }
 
     fn any_will_do(&self) -> bool {
@@ -90,6 +113,7 @@ impl<A, S, Req> Policy<A, S, Req> for WeightedRoundRobin {
     }
 }
 
-/// Two rounds find the one remaining candidate, unless its weight is small. Then the first
-/// remaining candidate is picked.
 const ROUNDS: usize = 2;
+
+/// Of four places, three are passed over at worst.
+const MOST_DRAWS: usize = 1000;

@@ -30,6 +30,10 @@ use crate::{
 /// all endpoints. So a report counts in full when it comes and fades to the mean, the best guess
 /// for a server that has not reported lately. Without any reports the load is the service's own.
 ///
+/// A report counts as at most ten times the median of the layer's reports (at least as ten
+/// requests), so that one server that reports nonsense does not shift the mean. Loads that differ
+/// by less than half a request count as equal.
+///
 /// The table shows what this is worth, for 100 servers at 90 % of their capacity and a report in
 /// each response. The numbers are mean times in the system, in units of a request's mean service
 /// time.
@@ -91,7 +95,7 @@ pub struct Reported<S, F> {
 pub struct ReportedLayer<F> {
     read: F,
     decay: Duration,
-    mean: Arc<Mean>,
+    all: Arc<Reports>,
 }
 
 /// The last report of one server, and what is needed to use it.
@@ -99,7 +103,7 @@ pub struct ReportedLayer<F> {
 struct Server {
     report: LastReport,
     decay_nanos: f64,
-    mean: Arc<Mean>,
+    all: Arc<Reports>,
 }
 
 /// The last reported number and its time.
@@ -111,11 +115,13 @@ pub(super) struct LastReport {
     reported_at: AtomicU64,
 }
 
-/// The mean of the reports of all servers of one layer.
+/// What is typical of the reports of all servers of one layer.
 #[derive(Debug)]
-struct Mean {
+struct Reports {
     /// The bits of the mean; NaN before the first report.
-    bits: AtomicU64,
+    mean: AtomicU64,
+    /// The bits of the median; NaN before the first report.
+    median: AtomicU64,
 }
 
 /// A reading of [`Reported`], whose value depends on the time of the comparison.
@@ -151,7 +157,7 @@ impl<F> ReportedLayer<F> {
         Self {
             read,
             decay: Duration::from_millis(200),
-            mean: Arc::default(),
+            all: Arc::default(),
         }
     }
 
@@ -183,7 +189,7 @@ impl<S, F: Clone> Layer<S> for ReportedLayer<F> {
             server: Arc::new(Server {
                 report: LastReport::default(),
                 decay_nanos: self.decay.as_secs_f64() * 1e9,
-                mean: self.mean.clone(),
+                all: self.all.clone(),
             }),
         }
     }
@@ -192,8 +198,8 @@ impl<S, F: Clone> Layer<S> for ReportedLayer<F> {
 impl Server {
     fn take(&self, load: f64) {
         if (0.0..=MOST).contains(&load) {
+            let load = self.all.take(load);
             self.report.set(load, clock::now());
-            self.mean.take(load);
         }
     }
 }
@@ -214,30 +220,54 @@ impl LastReport {
     }
 }
 
-impl Default for Mean {
+impl Default for Reports {
     fn default() -> Self {
         Self {
-            bits: AtomicU64::new(f64::NAN.to_bits()),
+            mean: AtomicU64::new(f64::NAN.to_bits()),
+            median: AtomicU64::new(f64::NAN.to_bits()),
         }
     }
 }
 
-impl Mean {
+impl Reports {
     /// Returns the mean, or zero before the first report.
-    fn get(&self) -> f64 {
-        f64::from_bits(self.bits.load(Relaxed)).max(0.0)
+    fn mean(&self) -> f64 {
+        f64::from_bits(self.mean.load(Relaxed)).max(0.0)
     }
 
-    // Relaxed, without a compare-and-swap: of two reports at once, the mean may miss one. It is as
-    // good without it.
-    fn take(&self, load: f64) {
-        let mean = f64::from_bits(self.bits.load(Relaxed));
+    /// Takes a report in; returns what it counts as.
+    // Relaxed, without a compare-and-swap: of two reports at once, one may be missed. The figures
+    // are as good without it.
+    fn take(&self, load: f64) -> f64 {
+        let median = next_median(f64::from_bits(self.median.load(Relaxed)), load);
+        self.median.store(median.to_bits(), Relaxed);
+        let most = MOST_MEDIANS * median.max(1.0);
+        let load = load.min(most);
+        let mean = f64::from_bits(self.mean.load(Relaxed));
         let next = if mean.is_nan() {
             load
         } else {
+            // The mean may stem from a first report that the median has since left behind.
+            let mean = mean.min(most);
             mean + (load - mean) / SAMPLES
         };
-        self.bits.store(next.to_bits(), Relaxed);
+        self.mean.store(next.to_bits(), Relaxed);
+        load
+    }
+}
+
+/// Returns the estimate of a median after one more sample: an eighth higher or lower.
+///
+/// A sample moves it by as much whatever its size, so half of the samples end up on either side.
+/// From a million, which was the first sample, it is down at the other servers' three after a
+/// hundred samples. NaN stands for no sample yet.
+fn next_median(median: f64, sample: f64) -> f64 {
+    if median.is_nan() {
+        sample
+    } else if sample < median {
+        (median * (7.0 / 8.0)).max(sample)
+    } else {
+        (median + median.max(1.0) / 8.0).min(sample)
     }
 }
 
@@ -258,7 +288,7 @@ where
     fn load(&self) -> Self::Metric {
         ReportedLoad {
             own: self.service.load(),
-            mean: self.server.mean.get(),
+            mean: self.server.all.mean(),
             report: self.server.report.get(),
             decay_nanos: self.server.decay_nanos,
         }
@@ -283,8 +313,14 @@ impl<M: Cost> Cost for ReportedLoad<M> {
         self.cost_when(self.own.cost(), clock::now())
     }
 
-    fn cost_at(&self, clock: &PickClock) -> f64 {
-        self.cost_when(self.own.cost_at(clock), clock.nanos())
+    fn cost_at(&self, weight: f64, clock: &PickClock) -> f64 {
+        self.cost_when(self.own.cost_at(1.0, clock), clock.nanos()) / weight
+    }
+
+    /// Half a request: reports that differ by less are of the same number of requests, and differ
+    /// in age alone.
+    fn most_equal_to(least: f64) -> f64 {
+        least + 0.5
     }
 
     #[inline]
@@ -362,7 +398,7 @@ impl<F> fmt::Debug for ReportedLayer<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReportedLayer")
             .field("decay", &self.decay)
-            .field("mean", &self.mean.get())
+            .field("mean", &self.all.mean())
             .finish_non_exhaustive()
     }
 }
@@ -384,6 +420,9 @@ impl<T, F> fmt::Debug for ReportedFuture<T, F> {
 
 /// How many reports the mean covers: enough to be steady, few enough to follow the total load.
 const SAMPLES: f64 = 32.0;
+
+/// A server that has ten times the requests of the median is to be avoided anyway.
+const MOST_MEDIANS: f64 = 10.0;
 
 /// The most requests in hand that a report may name. No server has more.
 const MOST: f64 = (1_u64 << 32) as f64;

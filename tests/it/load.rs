@@ -189,28 +189,66 @@ fn close(actual: f64, expected: f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn estimates_start_at_the_default_and_fade() {
-    let layer = PeakEwmaLayer::default()
-        .default_rtt(ms(10))
-        .decay(Duration::from_secs(1));
-    let probe = Probe::new(layer);
-    close(probe.millis(), 10.0);
-    advance(ms(100)).await;
-    close(probe.millis(), 10.0 * (-0.1_f64).exp());
-    advance(ms(100)).await;
-    close(probe.millis(), 10.0 * (-0.2_f64).exp());
+async fn the_first_success_is_the_estimate() {
+    let layer = PeakEwmaLayer::default().default_rtt(ms(10));
+    let mut probe = Probe::new(layer);
+    close(probe.service.load().cost(), 1.0);
+    probe.server.behave(Behaviour::Answer(ms(2)));
+    let first = probe.start().await;
+    close(probe.service.load().cost() / 1e6, 20.0);
+    first.await.unwrap();
+    close(probe.millis(), 2.0);
+}
+
+/// Only a success is a first estimate. Other answers leave the default, and the endpoint is no
+/// newcomer any more.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_success_leaves_the_default() {
+    for outcome in [Outcome::Neutral, Outcome::Undecided] {
+        let server = Server::new(0, Behaviour::Answer(ms(1)));
+        let mut service = PeakEwmaLayer::default()
+            .classify(move |_: Result<&usize, &Failed>| outcome)
+            .layer(server.client());
+        start(&mut service).await.await.unwrap();
+        assert!(
+            (29..=30).contains(&service.estimate().as_millis()),
+            "{outcome:?}"
+        );
+    }
+    let mut probe = Probe::new(PeakEwmaLayer::default());
+    probe.cancel(ms(1)).await;
+    close(probe.millis(), 30.0);
+    probe.answer(Behaviour::Answer(ms(3))).await;
+    close(probe.millis(), 3.0);
+}
+
+/// An endpoint that answers each request with a refusal must not seem idle, and so the fastest.
+#[tokio::test(start_paused = true)]
+async fn neutral_answers_do_not_let_the_estimate_fade() {
+    let neutral = |answer: Result<&usize, &Failed>| match answer {
+        Ok(1) => Outcome::Neutral,
+        _ => Outcome::Success,
+    };
+    let servers = servers(&[Behaviour::Answer(ms(10)), Behaviour::Answer(ms(2))]);
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(LeastLoaded::seeded(1)))
+        .layer(each(PeakEwmaLayer::default().classify(neutral)))
+        .layer(fixed(0..2))
+        .service(factory(&servers));
+    let (_, late) = send(client, &servers, 100, 60, None).await;
+    assert!(share(&late, 1) < 0.5, "{late:?}");
 }
 
 /// The steps are those of tower's test `compound_decay`.
 #[tokio::test(start_paused = true)]
 async fn costs_grow_with_requests_in_flight_and_fall_with_time() {
-    let layer = PeakEwmaLayer::default()
-        .default_rtt(ms(20))
-        .decay(Duration::from_secs(1));
+    let layer = PeakEwmaLayer::default().decay(Duration::from_secs(1));
     let mut probe = Probe::new(layer);
     let cost = |probe: &Probe| probe.service.load().cost() / 1e6;
+    probe.answer(Behaviour::Answer(ms(20))).await;
     close(cost(&probe), 20.0);
     advance(ms(100)).await;
+    close(cost(&probe), 20.0 * (-0.1_f64).exp());
     probe.server.behave(Behaviour::Answer(ms(200)));
     let mut first = task::spawn(probe.start().await);
     assert_pending!(first.poll());
@@ -251,15 +289,34 @@ async fn a_peak_decays_as_finagles_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_count_as_the_penalty_and_do_not_pile_up() {
+async fn failures_count_as_the_penalty_until_a_trial_succeeds() {
     let mut probe = Probe::new(PeakEwmaLayer::default());
+    probe.answer(Behaviour::Answer(ms(10))).await;
     for _ in 0..5 {
         probe.answer(Behaviour::Fail(ms(1))).await;
         close(probe.millis(), 5000.0);
     }
-    // A failure slower than the penalty counts with its own latency.
-    probe.answer(Behaviour::Fail(ms(7000))).await;
-    close(probe.millis(), 7000.0);
+    // The first trial, and then the others.
+    for seconds in [1, 2, 4, 5, 5] {
+        advance(Duration::from_secs(seconds) - ms(20)).await;
+        close(probe.millis(), 5000.0);
+        advance(ms(40)).await;
+        assert!(probe.millis() < 11.0, "worth a trial after {seconds} s");
+        probe.answer(Behaviour::Fail(ms(1))).await;
+        close(probe.millis(), 5000.0);
+    }
+    // A success ends it at once, and the latency is what it was.
+    probe.answer(Behaviour::Answer(ms(10))).await;
+    close(probe.millis(), 10.0);
+}
+
+/// The penalty says nothing about an endpoint that takes as long when it is well.
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_at_least_twice_the_usual_latency() {
+    let mut probe = Probe::new(PeakEwmaLayer::default().failure_penalty(ms(100)));
+    probe.answer(Behaviour::Answer(ms(80))).await;
+    probe.answer(Behaviour::Fail(ms(1))).await;
+    close(probe.millis(), 160.0);
 }
 
 #[tokio::test(start_paused = true)]

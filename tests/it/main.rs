@@ -6,6 +6,7 @@ mod beyond_tower;
 mod conformance;
 mod discovery;
 mod failover;
+mod fairness;
 mod floors;
 mod hash;
 mod health;

@@ -266,6 +266,84 @@ async fn weighted_round_robin_is_smooth_and_exact() {
     );
 }
 
+/// Before, .71 for the .56 of five of nine, .16 for a quarter, .17 for a fifth.
+#[tokio::test]
+async fn first_turns_of_weighted_round_robin_are_by_weight() {
+    for weights in [&[5, 1, 1, 1, 1][..], &[1, 3], &[1, 20, 79]] {
+        for one_by_one in [false, true] {
+            let mut firsts = Vec::new();
+            for seed in 0..3000 {
+                let servers = servers(&vec![Behaviour::Answer(ms(0)); weights.len()]);
+                let targets: Vec<(usize, u32)> = weights.iter().copied().enumerate().collect();
+                let (list, rx) = watch::channel(vec![targets[0]]);
+                let client = ServiceBuilder::new()
+                    .layer(BalanceLayer::new(WeightedRoundRobin::seeded(seed)))
+                    .layer(WatchLayer::new(rx))
+                    .service(factory(&servers));
+                if one_by_one {
+                    settle().await;
+                }
+                list.send_replace(targets);
+                settle().await;
+                firsts.push(client.oneshot(()).await.unwrap());
+            }
+            let sum = f64::from(weights.iter().sum::<u32>());
+            let due: Vec<_> = weights.iter().map(|&w| f64::from(w) / sum).collect();
+            near(&shares(&firsts, weights.len()), &due, 0.035);
+        }
+    }
+}
+
+/// Before, one of nine alike got 844 of 900.
+#[tokio::test]
+async fn second_tries_are_by_weight_among_those_left() {
+    async fn check<P>(policy: P, weights: &[u32])
+    where
+        P: Policy<usize, Constant<Client, f64>, ()> + Clone + std::fmt::Debug,
+    {
+        let name = format!("{policy:?}");
+        let servers = servers(&vec![Behaviour::Answer(ms(0)); weights.len()]);
+        let make = factory(&servers);
+        let mut balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(policy))
+            .layer(fixed(weights.iter().copied().enumerate()))
+            .service(move |endpoint: &Endpoint<usize>| Constant::new(make(endpoint), 0.0));
+        let mut seconds = Vec::new();
+        while seconds.len() < 4000 {
+            let tried = Tried::new();
+            let mut call = async || {
+                let ready = ServiceExt::<()>::ready(&mut balance).await.unwrap();
+                ready.call_excluding((), &tried).await.unwrap()
+            };
+            if call().await == 0 {
+                seconds.push(call().await);
+            }
+        }
+        let sum = f64::from(weights[1..].iter().sum::<u32>());
+        let due = weights.iter().enumerate().map(|(i, &weight)| match i {
+            0 => 0.0,
+            _ => f64::from(weight) / sum,
+        });
+        println!("{name}");
+        near(
+            &shares(&seconds, weights.len()),
+            &due.collect::<Vec<_>>(),
+            // A second try may take the next turn, which depends a little on whose the first was.
+            0.06,
+        );
+    }
+    for weights in [
+        &[1000, 1, 1, 1, 1, 1, 1, 1, 1, 1][..],
+        &[1000, 1, 2, 3, 4],
+        &[100, 6, 3, 1],
+    ] {
+        check(WeightedRoundRobin::seeded(1), weights).await;
+        check(Random::seeded(1), weights).await;
+        check(LeastLoaded::seeded(1), weights).await;
+        check(p2c(1).choices(1), weights).await;
+    }
+}
+
 #[tokio::test]
 async fn huge_and_tiny_weights_are_taken() {
     let weights = [1, u32::MAX, 0];

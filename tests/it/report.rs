@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -189,12 +192,76 @@ async fn what_is_no_number_of_requests_is_no_report() {
         service.ready().await.unwrap().call(load).await.unwrap();
         assert_cost(&service, 0.0);
     }
-    // Zero is a report like any other: after zeros, a report of 32 does not become the mean.
-    for load in [0.0, 0.0, 32.0] {
+    // Zero is a report like any other: after zeros, a report of 8 does not become the mean.
+    for load in [0.0, 0.0, 8.0] {
         service.ready().await.unwrap().call(load).await.unwrap();
     }
-    assert_cost(&service, 32.0);
-    assert_cost(&echo(&layer), 1.0);
+    assert_cost(&service, 8.0);
+    assert_cost(&echo(&layer), 0.25);
+}
+
+/// Before, one server that reports a million tripled the p99 of p2c.
+#[tokio::test(start_paused = true)]
+async fn one_report_of_nonsense_counts_as_ten_times_the_median() {
+    for starts_with_it in [true, false] {
+        let layer = layer();
+        let mut services: Vec<_> = (0..10).map(|_| echo(&layer)).collect();
+        if !starts_with_it {
+            services.rotate_left(1);
+        }
+        let liar = if starts_with_it { 0 } else { 9 };
+        for _ in 0..20 {
+            for (i, service) in services.iter_mut().enumerate() {
+                let load = if i == liar { 1e6 } else { 3.0 };
+                service.ready().await.unwrap().call(load).await.unwrap();
+            }
+        }
+        let costs: Vec<_> = services
+            .iter()
+            .map(|service| service.load().cost())
+            .collect();
+        assert!((20.0..40.0).contains(&costs[liar]), "{costs:?}");
+        // They report their own load. One that has not reported lately has the mean.
+        assert!((2.0..4.0).contains(&costs[(liar + 1) % 10]), "{costs:?}");
+        assert!(echo(&layer).load().cost() < 8.0);
+    }
+}
+
+/// Before, four of the ten got nothing for good.
+#[tokio::test(start_paused = true)]
+async fn reports_of_like_servers_starve_nobody() {
+    for first in [0.0, 1.0, 100.0] {
+        let calls: Vec<_> = (0..10).map(|_| Arc::new(AtomicU32::new(0))).collect();
+        let of = calls.clone();
+        let mut client = ServiceBuilder::new()
+            .layer(BalanceLayer::new(LeastLoaded::seeded(1)))
+            .layer(each(
+                ServiceBuilder::new()
+                    .layer(layer())
+                    .layer(PendingRequestsLayer::default()),
+            ))
+            .layer(fixed(0..10))
+            .service(move |endpoint: &Endpoint<usize>| {
+                let calls = of[*endpoint.address()].clone();
+                let answer = move |load: f64| {
+                    calls.fetch_add(1, Relaxed);
+                    async move { Ok::<_, Infallible>(load) }
+                };
+                BoxCloneSyncService::new(service_fn(answer)) as Echo
+            });
+        client.ready().await.unwrap().call(first).await.unwrap();
+        // A report of 100 is forgotten after some seconds.
+        for sent in 0..20_000 {
+            if sent == 10_000 {
+                calls.iter().for_each(|calls| calls.store(0, Relaxed));
+            }
+            client.ready().await.unwrap().call(0.0).await.unwrap();
+            advance(Duration::from_millis(1)).await;
+        }
+        let calls: Vec<_> = calls.iter().map(|calls| calls.load(Relaxed)).collect();
+        let even = calls.iter().all(|calls| (900..1100).contains(calls));
+        assert!(even, "{calls:?} after a report of {first}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

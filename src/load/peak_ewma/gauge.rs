@@ -1,8 +1,7 @@
-use std::time::Duration;
-
 use super::{
     ages::Ages,
     level::{EwmaSettings, Level},
+    standing::Standing,
 };
 use crate::{
     atomic::{Acquire, AtomicU64, Relaxed, Release},
@@ -20,8 +19,10 @@ pub(super) struct Gauge {
     services: AtomicU64,
     pub(super) ages: Ages,
     pub(super) level: Level,
+    pub(super) standing: Standing,
     decay: AtomicU64,
     penalty: AtomicU64,
+    default: AtomicU64,
 }
 
 /// A service's reference to its gauge. The service's clones hold clones of the lease.
@@ -29,13 +30,15 @@ pub(super) struct Gauge {
 pub(super) struct GaugeLease(&'static Gauge);
 
 impl Gauge {
-    pub(super) fn new(settings: EwmaSettings, default_rtt: Duration, now: u64) -> Self {
+    pub(super) fn new(settings: EwmaSettings, now: u64) -> Self {
         Self {
             services: AtomicU64::new(1),
             ages: Ages::default(),
-            level: Level::new(default_rtt, now),
+            level: Level::new(now),
+            standing: Standing::new(),
             decay: AtomicU64::new(settings.decay),
             penalty: AtomicU64::new(settings.penalty),
+            default: AtomicU64::new(settings.default),
         }
     }
 
@@ -44,6 +47,7 @@ impl Gauge {
         EwmaSettings {
             decay: self.decay.load(Relaxed),
             penalty: self.penalty.load(Relaxed),
+            default: self.default.load(Relaxed),
         }
     }
 
@@ -64,12 +68,14 @@ impl Gauge {
     /// Takes the gauge for another service, unless earlier requests are still in flight.
     ///
     /// Only for a caller that has the gauge to itself, after the gauge's last service has gone.
-    pub(super) fn take(&self, settings: EwmaSettings, default_rtt: Duration, now: u64) -> bool {
+    pub(super) fn take(&self, settings: EwmaSettings, now: u64) -> bool {
         let is_over = self.ages.are_over();
         if is_over {
-            self.level.reset(default_rtt, now);
+            self.level.reset(now);
+            self.standing.reset();
             self.decay.store(settings.decay, Relaxed);
             self.penalty.store(settings.penalty, Relaxed);
+            self.default.store(settings.default, Relaxed);
             self.services.store(1, Relaxed);
         }
         is_over
@@ -77,10 +83,10 @@ impl Gauge {
 }
 
 impl GaugeLease {
-    pub(super) fn new(settings: EwmaSettings, default_rtt: Duration, now: u64) -> Self {
+    pub(super) fn new(settings: EwmaSettings, now: u64) -> Self {
         Self(GAUGES.take(
-            |gauge| gauge.take(settings, default_rtt, now),
-            || Gauge::new(settings, default_rtt, now),
+            |gauge| gauge.take(settings, now),
+            || Gauge::new(settings, now),
         ))
     }
 
@@ -112,11 +118,13 @@ static GAUGES: Recycled<Gauge> = Recycled::new();
 
 #[cfg(all(test, not(tower_lb_loom)))]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn lease() -> GaugeLease {
         let second = Duration::from_secs(1);
-        GaugeLease::new(EwmaSettings::new(second, second), second, 0)
+        GaugeLease::new(EwmaSettings::new(second, second, second), 0)
     }
 
     #[test]

@@ -31,6 +31,7 @@ enum State {
 }
 
 impl Request {
+    #[inline]
     fn new(sent_at: u64, generation: Option<Generation>) -> Self {
         let generation = generation.map_or(0, Generation::number);
         Self(sent_at << STATE_BITS << GENERATION_BITS | generation)
@@ -71,7 +72,11 @@ impl PeakEwmaHandle {
     #[inline]
     pub(super) fn start(gauge: &'static Gauge) -> Self {
         let sent_at = clock::now_at_event();
-        let generation = gauge.ages.enter(sent_at, || gauge.level.log2_quarter());
+        let default = || gauge.settings().default;
+        let generation = gauge
+            .ages
+            .enter(sent_at, || gauge.level.log2_quarter(default));
+        gauge.standing.sent(sent_at);
         Self {
             gauge,
             request: Request::new(sent_at, generation),
@@ -89,14 +94,25 @@ impl PeakEwmaHandle {
         };
         let now = clock::now_at_event();
         let took = now.saturating_sub(self.request.sent_at());
-        let level = &self.gauge.level;
+        let Gauge {
+            level, standing, ..
+        } = self.gauge;
         let settings = || self.gauge.settings();
         match self.request.state() {
-            State::Succeeded => level.succeed(took, now, settings()),
-            State::Failed => level.fail(took, now, settings()),
-            State::Sent => level.cancel(took, now, settings()),
-            State::Neutral if self.request.is_answered() => level.end_row(),
-            State::Neutral | State::Undecided => {}
+            State::Succeeded => level.succeed(took, now, settings(), standing),
+            State::Failed => {
+                level.end_row();
+                standing.fail(now);
+            }
+            State::Sent => {
+                level.cancel(took, now, settings());
+                standing.end_undecided();
+            }
+            State::Neutral if self.request.is_answered() => {
+                level.stay(now, settings());
+                standing.end_undecided();
+            }
+            State::Neutral | State::Undecided => standing.end_undecided(),
         }
         // Leave last: as soon as the request has left, another service may take the gauge.
         self.gauge.ages.leave(generation);

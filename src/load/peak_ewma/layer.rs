@@ -38,11 +38,12 @@ impl Default for PeakEwmaLayer {
 }
 
 impl<C, K> PeakEwmaLayer<C, K> {
-    /// Sets the estimate that an endpoint starts with. Default 30 ms.
+    /// Sets the estimate while an endpoint's first request is in flight. Default 30 ms.
     ///
-    /// Answers raise and lower it like any other estimate, so choose a value near the usual
-    /// latency. A larger value sends a new endpoint less traffic at first. A much smaller one sends
-    /// it a burst.
+    /// An endpoint that joins gets one request at once. The latency of its first success is its
+    /// first estimate. Until then it gets more requests only if the others cost more than this
+    /// value, so choose one near the usual latency. A larger value sends a burst to the endpoints
+    /// that are known. A much smaller one sends it to the newcomer.
     ///
     /// # Panics
     ///
@@ -70,9 +71,11 @@ impl<C, K> PeakEwmaLayer<C, K> {
         self
     }
 
-    /// Sets the least latency that a failure counts as. Default 5 s.
+    /// Sets the least estimate of an endpoint that fails. Default 5 s.
     ///
-    /// A larger value keeps traffic away from a failing endpoint even if healthy ones are slower.
+    /// It counts from a failure until the next success, but not for the trials in between. If the
+    /// endpoint usually takes longer than half of this, twice its usual latency counts instead. A
+    /// larger value keeps traffic away from a failing endpoint even if healthy ones are slower.
     ///
     /// # Panics
     ///
@@ -123,8 +126,7 @@ impl<S, C: Clone, K: Clone> Layer<S> for PeakEwmaLayer<C, K> {
             completion: self.completion.clone(),
             classify: self.classify.clone(),
             lease: GaugeLease::new(
-                EwmaSettings::new(self.decay, self.failure_penalty),
-                self.default_rtt,
+                EwmaSettings::new(self.decay, self.failure_penalty, self.default_rtt),
                 clock::now(),
             ),
         }

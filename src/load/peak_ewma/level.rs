@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::standing::Standing;
 use crate::atomic::{Acquire, AtomicU64, Relaxed, Release};
 
 /// The settings that the owner of a [`Level`] uses with it.
@@ -12,13 +13,16 @@ use crate::atomic::{Acquire, AtomicU64, Relaxed, Release};
 pub(super) struct EwmaSettings {
     pub(super) decay: u64,
     pub(super) penalty: u64,
+    /// The level of an endpoint that has not succeeded yet.
+    pub(super) default: u64,
 }
 
 impl EwmaSettings {
-    pub(super) fn new(decay: Duration, penalty: Duration) -> Self {
+    pub(super) fn new(decay: Duration, penalty: Duration, default_rtt: Duration) -> Self {
         Self {
             decay: nanos(decay),
             penalty: nanos(penalty),
+            default: nanos(default_rtt),
         }
     }
 
@@ -90,7 +94,8 @@ impl EwmaSettings {
 /// The latency that an endpoint has shown through its answers and cancellations.
 #[derive(Debug)]
 pub(super) struct Level {
-    /// The level at the last answer.
+    /// The level at the last success. 0 before the first, but the standing tells whether there was
+    /// one.
     answered: AtomicU64,
     answered_at: AtomicU64,
     /// The cancellations since the last answer: how many, and what they stand for, see [`pack`].
@@ -99,9 +104,9 @@ pub(super) struct Level {
 }
 
 impl Level {
-    pub(super) fn new(default: Duration, now: u64) -> Self {
+    pub(super) fn new(now: u64) -> Self {
         Self {
-            answered: AtomicU64::new(nanos(default)),
+            answered: AtomicU64::new(0),
             answered_at: AtomicU64::new(now),
             cancelled: AtomicU64::new(0),
             cancelled_at: AtomicU64::new(0),
@@ -109,30 +114,38 @@ impl Level {
     }
 
     /// Resets the level, while no other thread reads or writes it.
-    pub(super) fn reset(&self, default: Duration, now: u64) {
-        self.answered.store(nanos(default), Relaxed);
+    pub(super) fn reset(&self, now: u64) {
+        self.answered.store(0, Relaxed);
         self.answered_at.store(now, Relaxed);
         self.cancelled.store(0, Relaxed);
         self.cancelled_at.store(0, Relaxed);
     }
 
-    /// Records a successful answer.
+    /// Records a successful answer, also in the standing. The first one is the level.
     ///
     /// Answers within a thousandth of the decay share one weight. All but the first of them count
     /// only if they are peaks, which saves the compare-and-swap under load.
     #[inline]
-    pub(super) fn succeed(&self, rtt: u64, now: u64, settings: EwmaSettings) {
+    pub(super) fn succeed(&self, rtt: u64, now: u64, settings: EwmaSettings, standing: &Standing) {
         let level = self.answered.load(Relaxed);
         let idle = now.saturating_sub(self.answered_at.load(Relaxed));
-        if rtt > level || !settings.is_short(idle) || self.cancelled.load(Relaxed) != 0 {
+        let is_usual = self.cancelled.load(Relaxed) | standing.word() == 0;
+        if rtt > level || !settings.is_short(idle) || !is_usual {
             self.answer(now, |level, idle| settings.observe(level, rtt, idle));
+            standing.succeed();
         }
     }
 
-    /// Records a failed answer, which counts as at least the penalty.
-    #[cold]
-    pub(super) fn fail(&self, rtt: u64, now: u64, settings: EwmaSettings) {
-        self.answer(now, |level, _| level.max(rtt).max(settings.penalty));
+    /// Records an answer that tells nothing about the latency.
+    ///
+    /// The endpoint is in use, so its level does not fade as that of an idle one does.
+    #[inline]
+    pub(super) fn stay(&self, now: u64, settings: EwmaSettings) {
+        let then = self.answered_at.load(Relaxed);
+        if !settings.is_short(now.saturating_sub(then)) {
+            self.answered_at.store(now, Relaxed);
+        }
+        self.end_row();
     }
 
     /// Records a request that its caller gave up after `waited`.
@@ -154,8 +167,12 @@ impl Level {
 
     /// Returns `n` such that `2^n` ns is an eighth to a quarter of the level.
     #[inline]
-    pub(super) fn log2_quarter(&self) -> u32 {
-        self.answered.load(Relaxed).max(4).ilog2() - 2
+    pub(super) fn log2_quarter(&self, default: impl Fn() -> u64) -> u32 {
+        let level = match self.answered.load(Relaxed) {
+            0 => default(),
+            level => level,
+        };
+        level.max(4).ilog2() - 2
     }
 
     #[inline]
@@ -221,6 +238,17 @@ pub(super) struct LevelReading {
 }
 
 impl LevelReading {
+    /// Returns the same reading, with a level if there is none.
+    pub(super) const fn or(self, default: u64) -> Self {
+        match self.answered {
+            0 => Self {
+                answered: default,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// Returns the level without any fading.
     #[inline]
     pub(super) fn peak(self) -> u64 {
@@ -320,7 +348,7 @@ mod tests {
             short in 0_u32..40,
             penalty in 1..MOST_NANOS,
         ) {
-            let settings = EwmaSettings { decay: 1, penalty };
+            let settings = EwmaSettings { decay: 1, penalty, default: 1 };
             let mut word = 0;
             for wait in waits {
                 let wait = wait >> short;
@@ -337,6 +365,7 @@ mod tests {
         let settings = EwmaSettings {
             decay: 1,
             penalty: 1 << 30,
+            default: 1,
         };
         let word = pack(MOST_CANCELLED, 1 << 30);
         assert_eq!(settings.cancelled(word, 1 << 20), word);

@@ -12,6 +12,7 @@ use super::{
     ages::{Ages, AgesReading},
     gauge::Gauge,
     level::{EwmaSettings, Level},
+    standing::Standing,
 };
 use crate::interleavings::model;
 
@@ -19,7 +20,15 @@ const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
 
 fn settings() -> EwmaSettings {
-    EwmaSettings::new(Duration::from_secs(10), Duration::from_secs(5))
+    let [decay, penalty] = [10, 5].map(Duration::from_secs);
+    EwmaSettings::new(decay, penalty, Duration::from_millis(30))
+}
+
+/// An answer of an endpoint that is not new.
+fn succeed(level: &Level, rtt: u64, now: u64) {
+    let standing = Standing::new();
+    standing.succeed();
+    level.succeed(rtt, now, settings(), &standing);
 }
 
 #[test]
@@ -49,11 +58,12 @@ fn loom_a_peak_outlives_a_faster_answer() {
     model(|| {
         // The endpoint has not answered for a minute, so an ordinary answer would become the new
         // level.
-        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let level = Arc::new(Level::new(0));
+        succeed(&level, 30 * MS, 0);
         let now = 60 * SECOND;
         let slow = level.clone();
-        let thread = thread::spawn(move || slow.succeed(5 * SECOND, now, settings()));
-        level.succeed(20 * MS, now, settings());
+        let thread = thread::spawn(move || succeed(&slow, 5 * SECOND, now));
+        succeed(&level, 20 * MS, now);
         thread.join().unwrap();
         let reading = level.read();
         assert_eq!(reading.faded(now, settings()), 5 * SECOND);
@@ -63,7 +73,8 @@ fn loom_a_peak_outlives_a_faster_answer() {
 #[test]
 fn loom_a_level_is_never_read_with_an_older_time() {
     model(|| {
-        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let level = Arc::new(Level::new(0));
+        succeed(&level, 30 * MS, 0);
         // So short a time that the faded level is not yet 0.
         let now = 4 * SECOND;
         let reader = level.clone();
@@ -72,15 +83,47 @@ fn loom_a_level_is_never_read_with_an_older_time() {
             // Either the old level, faded or not, or the new one in full. Never the new one, faded.
             assert!(seen <= 30 * MS || seen == 5 * SECOND, "{seen} ns");
         });
-        level.fail(MS, now, settings());
+        succeed(&level, 5 * SECOND, now);
         thread.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_an_endpoint_that_has_answered_has_a_level() {
+    model(|| {
+        let gauge = Arc::new(Gauge::new(settings(), 0));
+        let other = gauge.clone();
+        let thread = thread::spawn(move || {
+            if other.standing.read().is_usual() {
+                assert_eq!(other.level.read().peak(), MS);
+            }
+        });
+        let now = SECOND;
+        gauge.level.succeed(MS, now, settings(), &gauge.standing);
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_two_threads_send_one_trial() {
+    model(|| {
+        let standing = Arc::new(Standing::new());
+        standing.fail(0);
+        let now = 2 * SECOND;
+        let other = standing.clone();
+        let thread = thread::spawn(move || other.sent(now));
+        standing.sent(now);
+        thread.join().unwrap();
+        // The second delay, not the third.
+        assert!(standing.read().is_penalized(now + 2 * SECOND));
+        assert!(!standing.read().is_penalized(now + 3 * SECOND));
     });
 }
 
 #[test]
 fn loom_no_cancellation_is_lost() {
     model(|| {
-        let level = Arc::new(Level::new(Duration::from_millis(30), 0));
+        let level = Arc::new(Level::new(0));
         let other = level.clone();
         let thread = thread::spawn(move || other.cancel(SECOND, SECOND, settings()));
         level.cancel(SECOND, SECOND, settings());
@@ -95,8 +138,7 @@ fn loom_no_cancellation_is_lost() {
 #[test]
 fn loom_a_gauge_changes_hands_when_all_is_over() {
     model(|| {
-        let rtt = Duration::from_millis(30);
-        let gauge = Arc::new(Gauge::new(settings(), rtt, 0));
+        let gauge = Arc::new(Gauge::new(settings(), 0));
         gauge.add_service();
         let left = Arc::new(Mutex::new(false));
         let remove = |gauge: &Gauge, left: &Mutex<bool>| {
@@ -108,7 +150,10 @@ fn loom_a_gauge_changes_hands_when_all_is_over() {
         let thread = thread::spawn(move || {
             let request = other.ages.enter(0, || 10).unwrap();
             remove(&other, &others_left);
-            other.level.succeed(5 * SECOND, SECOND, settings());
+            let now = SECOND;
+            other
+                .level
+                .succeed(5 * SECOND, now, settings(), &other.standing);
             other.ages.leave(request);
         });
         remove(&gauge, &left);
@@ -117,14 +162,13 @@ fn loom_a_gauge_changes_hands_when_all_is_over() {
             let reading = gauge.level.read();
             assert_eq!(reading.faded(SECOND, settings()), 5 * SECOND, "not all");
         }
-        let taken = is_left && gauge.take(settings(), rtt, SECOND);
+        let taken = is_left && gauge.take(settings(), SECOND);
         thread.join().unwrap();
         // One of the threads removed the last service. Its gauge can now be taken, unless it was
         // taken above.
         let is_left = std::mem::take(&mut *left.lock().unwrap()) || (is_left && !taken);
         assert_eq!(is_left, !taken);
-        assert!(taken || gauge.take(settings(), rtt, SECOND));
-        let reading = gauge.level.read();
-        assert_eq!(reading.faded(SECOND, settings()), 30 * MS, "of before");
+        assert!(taken || gauge.take(settings(), SECOND));
+        assert_eq!(gauge.level.read().peak(), 0, "of before");
     });
 }

@@ -3,10 +3,11 @@
 //! ```text
 //! estimate = rtt                                              if the answer is slower
 //! estimate = rtt + (estimate - rtt) * e^(-idle / decay)       otherwise
-//! cost     = max(estimate, age of the oldest request) * (in flight + 1)
+//! cost     = max(estimate, age of the oldest request) * (in flight / weight + 1)
 //! ```
 //!
-//! `level.rs` has the first two in full, `ages.rs` the ages, `load.rs` what a pick compares.
+//! `level.rs` has the first two in full, `standing.rs` what counts for an endpoint that is new or
+//! fails, `ages.rs` the ages, `load.rs` what a pick compares.
 
 mod ages;
 mod gauge;
@@ -17,6 +18,7 @@ mod load;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
 mod service;
+mod standing;
 
 pub use self::{
     handle::PeakEwmaHandle, layer::PeakEwmaLayer, load::PeakEwmaLoad, service::PeakEwma,

@@ -20,19 +20,26 @@ use crate::{
 ///
 /// Clones share the measurements. The latency estimate
 ///
+/// - is that of the first success. Before that, an endpoint that joins gets one request whatever the
+///   others cost, and counts as `default_rtt` while it is in flight.
 /// - rises at once to a slower answer and falls slowly, by `e^(-t / decay)`, towards faster ones.
 /// - is never below the age of the requests now in flight, so that a hung endpoint draws no
 ///   traffic. The age is exact to a quarter of the estimate unless requests far outlast the
 ///   estimate.
-/// - counts an answer that the classifier calls a failure as at least `failure_penalty`, so that
-///   failing fast does not look fast. Failures in a row do not add up.
+/// - is at least `failure_penalty` from an answer that the classifier calls a failure until the
+///   next success, so that failing fast does not look fast. After 1 s without a success one request
+///   is sent as a trial, at the usual estimate. The next trials come 2, 4 and then 5 s after the
+///   one before. A success ends the penalty at once, and failures leave no trace in the latency.
 /// - treats a cancelled request as a censored sample, which never lowers it. Cancellations in a row
 ///   keep raising it, each to at most its own wait or the penalty, whichever is longer. An answer
 ///   ends the row, even a [`Neutral`](crate::Outcome::Neutral) one. A neutral error does not.
 /// - fades while nothing is in flight and no answer comes, and fades quickly after 5 s, so that a
-///   slow or broken endpoint gets a trial. While the trial is in flight, the unfaded estimate
-///   counts, so there is one trial at a time. Estimates therefore say little if an endpoint gets
-///   less than one request in 5 s.
+///   slow endpoint gets a trial. While the trial is in flight, the unfaded estimate counts, so there
+///   is one trial at a time. Estimates therefore say little if an endpoint gets less than one
+///   request in 5 s.
+///
+/// For an endpoint of a weight other than the mean, the requests in flight are divided by the
+/// weight, but not the estimate: an idle server of half the weight is not half as fast.
 ///
 /// Reading the estimate changes nothing, however often it is read.
 ///

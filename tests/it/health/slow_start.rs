@@ -20,6 +20,7 @@ where
         .layer(WatchLayer::new(rx))
         .service(factory(&servers));
     settle().await;
+    advance(Duration::from_secs(2)).await;
     balance_of(&balance, &targets).await;
     let before: Vec<_> = servers.iter().map(Server::calls).collect();
     calls(&mut balance, 35_000).await;
@@ -85,6 +86,36 @@ async fn who_comes_back_warms_up_and_a_set_that_is_all_new_does_not() {
     );
 }
 
+/// Before, the first one got half of all requests.
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_found_one_by_one_starts_warm() {
+    let servers = servers(&[ANSWER; 12]);
+    let (targets, rx) = watch::channel(Vec::new());
+    let balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(Random::seeded(1)).slow_start(SlowStart::default()))
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for n in 0..11 {
+        targets.send_modify(|targets| targets.push(n));
+        tokio::time::sleep(ms(20)).await;
+    }
+    let warm = || {
+        let members = balance.members();
+        let heaviest = members.iter().map(Member::share).max();
+        members
+            .iter()
+            .filter(|m| Some(m.share()) == heaviest)
+            .count()
+    };
+    assert_eq!(warm(), 11);
+    // After that second, one that joins warms up.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    targets.send_modify(|targets| targets.push(11));
+    tokio::time::sleep(ms(20)).await;
+    assert_eq!((warm(), balance.members().len()), (11, 12));
+}
+
 /// The endpoints of a new set do not warm up, in whatever order their first checks succeed.
 #[tokio::test(start_paused = true)]
 async fn a_set_that_is_checked_first_starts_warm() {
@@ -147,6 +178,7 @@ async fn hashing_is_not_affected() {
         .layer(WatchLayer::new(rx))
         .service(factory(&servers));
     settle().await;
+    advance(Duration::from_secs(2)).await;
     targets.send_replace(vec![0, 1, 2, 3]);
     settle().await;
     assert!(
