@@ -153,7 +153,11 @@ async fn verdicts_are_events_with_reason_and_figures() {
     let (lines, _guard) = collect();
     let mut balance: Balance<_, _, (), _> = ServiceBuilder::new()
         .layer(BalanceLayer::new(RoundRobin::seeded(1)))
-        .layer(OutlierLayer::default())
+        .layer(
+            OutlierLayer::default()
+                .base_ejection(Duration::from_secs(30))
+                .jitter(Duration::ZERO),
+        )
         .layer(fixed([0, 1]))
         .service(|endpoint: &Endpoint<usize>| {
             let address = *endpoint.address();

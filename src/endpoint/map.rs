@@ -42,6 +42,13 @@ impl<A: Address, T> EndpointMap<A, T> {
         Some((id, endpoint, value))
     }
 
+    /// Takes out the endpoint that joined first. **O(log n)**.
+    pub(crate) fn remove_oldest(&mut self) -> Option<Removed<A, T>> {
+        let (id, (endpoint, value)) = self.by_id.pop_first()?;
+        self.ids.remove(&endpoint);
+        Some((id, endpoint, value))
+    }
+
     /// Returns the number of an endpoint, by its handle or its address. **O(1)**.
     pub(crate) fn id<Q>(&self, endpoint: &Q) -> Option<u64>
     where

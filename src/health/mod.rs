@@ -48,10 +48,17 @@
 //!
 //! # What the defaults are tuned for
 //!
-//! The defaults of outlier detection are those of Envoy and gRPC. They suit tens of endpoints, each
+//! The detectors' defaults are those of Envoy and gRPC. They suit tens of endpoints, each
 //! of which gets tens of requests a second from one client. There, a dead endpoint reaches five
 //! failures in a row within a second, and an endpoint that fails one answer in a hundred never
 //! does.
+//!
+//! The length of ejections is ours. A first one lasts a second and each further one twice as long,
+//! where Envoy's last 30, 60, 90 s. A restart that takes .3 s would cost the server 30 s of its
+//! share, while the others carry its load. With [`HealthCheckLayer`], a check that succeeds ends an
+//! ejection even sooner, and a probe decides: in a test with restarts in turn, the p99 is within a
+//! fifth of that without restarts. [`EjectionGrowth::Linear`] and `base_ejection` of 30 s give
+//! Envoy's lengths.
 //!
 //! Where one client sends few requests, only consecutive failures and checks decide. The rates need
 //! 50 and 100 requests to each endpoint within 10 s before they judge.
@@ -101,7 +108,9 @@ pub use self::check::tcp_connect;
 pub use self::{
     check::{HealthCheckLayer, UntilFirstCheck},
     heartbeats::Heartbeats,
-    outlier::{FailureRate, Outlier, OutlierHandle, OutlierLayer, SlowLatency, SuccessRate},
+    outlier::{
+        EjectionGrowth, FailureRate, Outlier, OutlierHandle, OutlierLayer, SlowLatency, SuccessRate,
+    },
 };
 
 /// The discovery types that the layers of this module make.

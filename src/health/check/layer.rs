@@ -70,7 +70,7 @@ impl<Check> HealthCheckLayer<Check> {
                 successes: 2,
                 concurrency: 64,
                 until_first_check: UntilFirstCheck::Available,
-                ends_ejection: false,
+                ends_ejection: true,
             },
             seed: None,
         }
@@ -195,13 +195,15 @@ impl<Check, T> HealthCheckLayer<Check, T> {
         self
     }
 
-    /// Lets a successful check end an ejection by outlier detection. Default: it does not.
+    /// Lets ejections by outlier detection last while checks succeed. Default: a successful check
+    /// ends an ejection.
     ///
-    /// Use it for checks that exercise as much as requests do. Probes then decide, as at the
-    /// regular end of an ejection.
+    /// A probe then decides, as at the regular end of the ejection. So an endpoint whose checks
+    /// succeed while its requests fail costs one request for each check. Keep ejections where that
+    /// is too much, for example with checks every second that exercise little of what requests do.
     #[must_use]
-    pub const fn ends_ejection(mut self) -> Self {
-        self.settings.ends_ejection = true;
+    pub const fn keep_ejections(mut self) -> Self {
+        self.settings.ends_ejection = false;
         self
     }
 

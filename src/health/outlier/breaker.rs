@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::rule::EjectionRule;
+use super::rule::{EjectionGrowth, EjectionRule};
 
 /// Decides whether requests go through to one endpoint.
 ///
@@ -19,7 +19,7 @@ use super::rule::EjectionRule;
 /// the longest ejection counts as failed, unless the head of its answer has come: then the answer
 /// is a stream, and the endpoint works. No state keeps requests away for ever. These deadlines are
 /// checked at the end of each interval.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Breaker {
     state: State,
     /// How many ejections the next one follows; falls by one with each interval without an
@@ -96,26 +96,63 @@ impl Breaker {
         self.state == State::Closed
     }
 
-    /// Returns whether a verdict counts now: at most once an interval, and only while closed.
-    pub(super) fn may_be_ejected(&self) -> bool {
-        self.is_closed() && !self.was_ejected
+    /// Returns whether a verdict counts now: only while closed, and where ejections grow linearly at
+    /// most once an interval.
+    pub(super) fn may_be_ejected(&self, rule: &EjectionRule) -> bool {
+        self.is_closed() && self.counts(rule)
     }
 
-    /// Opens for the length that the rule gives, plus `jitter`; returns the end of the ejection.
-    pub(super) fn eject(&mut self, rule: &EjectionRule, jitter: Duration, now: Instant) -> Instant {
-        let length = rule.length(self.times).saturating_add(jitter);
-        // An end that the clock cannot represent becomes one some thirty years away.
-        let until = now
-            .checked_add(length)
-            .unwrap_or(now + Duration::from_secs(1_000_000_000));
-        self.state = State::Open { until };
-        // Several ejections in one interval count as one, however often probes fail in it.
-        if !self.was_ejected && rule.length(self.times) < rule.longest {
+    /// Returns whether an ejection now is one more in succession.
+    fn counts(&self, rule: &EjectionRule) -> bool {
+        !self.was_ejected || rule.growth == EjectionGrowth::Doubling
+    }
+
+    /// Opens for the length that the rule gives, and a jitter; returns the end of the ejection.
+    ///
+    /// `jitter` returns a random part of a duration.
+    pub(super) fn eject(
+        &mut self,
+        rule: &EjectionRule,
+        jitter: impl FnOnce(Duration) -> Duration,
+        now: Instant,
+    ) -> Instant {
+        let length = rule.length(self.times);
+        if self.counts(rule) && length < rule.longest {
             self.times += 1;
         }
+        // An end that the clock cannot represent becomes one some thirty years away.
+        let until = now
+            .checked_add(length.saturating_add(jitter(rule.most_jitter(length))))
+            .unwrap_or(now + Duration::from_secs(1_000_000_000));
+        self.state = State::Open { until };
         self.was_ejected = true;
         self.round += 1;
         until
+    }
+
+    /// Returns when the ejection ends; `None` if there is none.
+    pub(super) const fn until(&self) -> Option<Instant> {
+        match self.state {
+            State::Open { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Returns the breaker for the next service of the endpoint, which has left at `now`; `None` if
+    /// there is nothing to remember.
+    ///
+    /// Probes that are under way stay with the service that has left.
+    pub(super) fn kept(&self, now: Instant) -> Option<Self> {
+        let state = match self.state {
+            State::HalfOpen { .. } => State::Open { until: now },
+            state => state,
+        };
+        let kept = Self {
+            state,
+            round: self.round + 1,
+            ..*self
+        };
+        (!kept.is_closed() || kept.times > 0).then_some(kept)
     }
 
     /// Closes at once, whatever probes are under way.
@@ -287,8 +324,9 @@ mod tests {
     fn rule(max_ejected: f64) -> EjectionRule {
         EjectionRule {
             base: secs(30),
+            growth: EjectionGrowth::Linear,
             longest: secs(300),
-            jitter: Duration::ZERO,
+            jitter: None,
             max_ejected,
             probes: 1,
         }
@@ -303,6 +341,10 @@ mod tests {
         round
     }
 
+    const fn none(_: Duration) -> Duration {
+        Duration::ZERO
+    }
+
     const fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
     }
@@ -313,10 +355,7 @@ mod tests {
         let mut breaker = Breaker::new();
         let mut now = Instant::now();
         for length in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300] {
-            assert_eq!(
-                breaker.eject(&rule, Duration::ZERO, now),
-                now + secs(length)
-            );
+            assert_eq!(breaker.eject(&rule, none, now), now + secs(length));
             now += secs(length);
             assert_eq!(breaker.end_interval(&rule, now), ProbeResult::Undecided);
         }
@@ -329,7 +368,27 @@ mod tests {
         for _ in 0..7 {
             breaker.end_interval(&rule, now);
         }
-        assert_eq!(breaker.eject(&rule, Duration::ZERO, now), now + secs(90));
+        assert_eq!(breaker.eject(&rule, none, now), now + secs(90));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ejections_that_double_count_every_failed_probe() {
+        let rule = EjectionRule {
+            base: secs(1),
+            growth: EjectionGrowth::Doubling,
+            ..rule(0.1)
+        };
+        let mut breaker = Breaker::new();
+        let mut now = Instant::now();
+        for length in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            assert!(!breaker.is_closed() || breaker.may_be_ejected(&rule));
+            let until = breaker.eject(&rule, none, now);
+            assert_eq!(until, now + secs(length));
+            now = until;
+            let round = send(&mut breaker, &rule, now);
+            let failed = breaker.end_probe(&rule, (round, true), Some(false));
+            assert_eq!(failed, ProbeResult::Failed);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -340,7 +399,7 @@ mod tests {
         };
         let start = Instant::now();
         let mut breaker = Breaker::new();
-        let until = breaker.eject(&rule, Duration::ZERO, start);
+        let until = breaker.eject(&rule, none, start);
         let just_before = until - Duration::from_millis(1);
         for (ejected, admission) in [
             (Ejected::Yes, Admission::Wait),
@@ -381,7 +440,7 @@ mod tests {
         let rule = rule(0.1);
         for (is_answered, verdict) in [(false, ProbeResult::Failed), (true, ProbeResult::Closed)] {
             let mut breaker = Breaker::new();
-            let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
+            let until = breaker.eject(&rule, none, Instant::now());
             let round = send(&mut breaker, &rule, until);
             breaker.answer_probe(round - 1);
             if is_answered {
@@ -397,7 +456,7 @@ mod tests {
     async fn a_probe_that_is_reserved_and_not_sent_is_taken_back() {
         let rule = rule(0.1);
         let mut breaker = Breaker::new();
-        let until = breaker.eject(&rule, Duration::ZERO, Instant::now());
+        let until = breaker.eject(&rule, none, Instant::now());
         let admit = |breaker: &mut Breaker, now| breaker.admit(&rule, Ejected::Yes, now);
         let Admission::Probe(first) = admit(&mut breaker, until) else {
             panic!("a probe is due");
@@ -428,7 +487,7 @@ mod tests {
             ..rule(0.1)
         };
         let now = Instant::now();
-        assert!(Breaker::new().eject(&rule, secs(1), now) > now);
+        assert!(Breaker::new().eject(&rule, |_| secs(1), now) > now);
     }
 
     #[tokio::test(start_paused = true)]
@@ -436,7 +495,7 @@ mod tests {
         let rule = rule(0.1);
         let now = Instant::now();
         let mut breaker = Breaker::new();
-        breaker.eject(&rule, Duration::ZERO, now);
+        breaker.eject(&rule, none, now);
         assert!(matches!(
             breaker.admit(&rule, Ejected::Readmitted, now),
             Admission::Probe(_)

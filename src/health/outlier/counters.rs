@@ -34,6 +34,13 @@ pub(super) struct Counters {
     owner: Mutex<Weak<dyn Any + Send + Sync>>,
 }
 
+/// The counts of an endpoint that has left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) in_a_row: u32,
+    pub(super) tally: Tally,
+}
+
 /// Refers to the counters of one endpoint, for its services and requests.
 ///
 /// Once the endpoint has left, the reference reports a closed breaker and counts nothing.
@@ -133,6 +140,11 @@ impl Counters {
     /// Copies whether the breaker is closed, and restarts the count of failures in a row.
     pub(super) fn set_closed(&self, is_closed: bool) {
         self.in_a_row.store(0, Relaxed);
+        self.copy_closed(is_closed);
+    }
+
+    /// Copies whether the breaker is closed.
+    pub(super) fn copy_closed(&self, is_closed: bool) {
         self.is_closed.store(is_closed, Relaxed);
     }
 
@@ -177,6 +189,29 @@ impl Counters {
             timed: self.timed.swap(0, Relaxed),
             time: Duration::from_nanos(self.time_nanos.swap(0, Relaxed)),
         }
+    }
+
+    /// Returns all counts, and sets them to 0.
+    pub(super) fn take_counts(&self) -> Counts {
+        Counts {
+            in_a_row: self.in_a_row.swap(0, Relaxed),
+            tally: self.take_tally(),
+        }
+    }
+
+    /// Goes on from the counts of an endpoint that has come back.
+    pub(super) fn restore(&self, counts: &Counts) {
+        let Tally {
+            successes,
+            failures,
+            timed,
+            time,
+        } = counts.tally;
+        self.in_a_row.store(counts.in_a_row, Relaxed);
+        self.tally.store(failures << 32 | successes, Relaxed);
+        self.timed.store(timed, Relaxed);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.time_nanos.store(nanos, Relaxed);
     }
 
     pub(super) fn owner(&self) -> MutexGuard<'_, Weak<dyn Any + Send + Sync>> {

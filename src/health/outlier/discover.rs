@@ -80,13 +80,13 @@ where
         };
         Poll::Ready(Some(Ok(match change {
             Change::Insert(endpoint, service) => {
-                let counters = set.insert(&endpoint);
+                let counters = set.insert(&endpoint, Instant::now());
                 let (completion, classify) = (this.completion.clone(), this.classify.clone());
                 let outlier = Outlier::new(service, counters, completion, classify);
                 Change::Insert(endpoint, outlier)
             }
             Change::Remove(endpoint) => {
-                set.remove(&endpoint);
+                set.remove(&endpoint, Instant::now());
                 Change::Remove(endpoint)
             }
         })))

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::{
     counters::CountersRef,
     detector::{Detectors, Reason},
-    endpoint_state::{EndpointState, Judge},
+    endpoint_state::{EndpointState, Judge, Remembered},
     rule::EjectionRule,
     settings::EndpointSettings,
 };
@@ -26,43 +26,72 @@ pub(super) struct EndpointSet<A: Address> {
     rule: EjectionRule,
     detectors: Detectors,
     settings: EndpointSettings,
+    /// How long an endpoint that has left is remembered.
+    memory: Duration,
     states: Mutex<States<A>>,
 }
 
 struct States<A: Address> {
     map: EndpointMap<A, Arc<EndpointState<A>>>,
+    /// The endpoints that have left and may come back, and when they left.
+    departed: EndpointMap<A, (Instant, Remembered)>,
+    /// The most endpoints that there have been at once.
+    largest: usize,
     rng: SmallRng,
 }
 
 impl<A: Address> EndpointSet<A> {
-    pub(super) fn new(detectors: Detectors, settings: EndpointSettings, rng: SmallRng) -> Self {
+    pub(super) fn new(
+        detectors: Detectors,
+        settings: EndpointSettings,
+        memory: Duration,
+        rng: SmallRng,
+    ) -> Self {
         Self {
             rule: settings.rule,
             detectors,
             settings,
+            memory,
             states: Mutex::new(States {
                 map: EndpointMap::default(),
+                departed: EndpointMap::default(),
+                largest: 0,
                 rng,
             }),
         }
     }
 
     /// Adds an endpoint; it replaces an earlier one of the same address.
-    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>) -> CountersRef {
+    ///
+    /// One that has left a short time ago goes on as it was: ejected, or with its failures. So a
+    /// registry that flaps does not hide a broken endpoint.
+    pub(super) fn insert(self: &Arc<Self>, endpoint: &Endpoint<A>, now: Instant) -> CountersRef {
         let judge: Weak<dyn Judge<A>> = Arc::<Self>::downgrade(self);
         // The service that this one replaces may have been ejected.
         endpoint.readmit();
-        let state = EndpointState::new(endpoint.clone(), self.settings, judge);
+        let mut afterwards = Afterwards::default();
+        let mut states = self.states();
+        let remembered = states.recall(endpoint, now, self.memory);
+        let state = EndpointState::new(endpoint.clone(), self.settings, judge, remembered);
+        state.eject_as_remembered(now, &mut afterwards);
         let counters = state.counters();
-        let (_, replaced) = self.states().map.insert(endpoint.clone(), state);
+        let (_, replaced) = states.map.insert(endpoint.clone(), state);
+        states.largest = states.largest.max(states.map.len());
         // Dropping the last reference wakes the callers that wait for the replaced endpoint. The
         // lock is released before.
+        drop(states);
         drop(replaced);
+        afterwards.run();
         counters
     }
 
-    pub(super) fn remove(&self, endpoint: &Endpoint<A>) {
-        let removed = self.states().map.remove(endpoint);
+    pub(super) fn remove(&self, endpoint: &Endpoint<A>, now: Instant) {
+        let mut states = self.states();
+        let removed = states.map.remove(endpoint);
+        if let Some((_, endpoint, state)) = &removed {
+            states.remember(endpoint, state, now);
+        }
+        drop(states);
         drop(removed);
     }
 
@@ -74,7 +103,10 @@ impl<A: Address> EndpointSet<A> {
     ///
     /// Cost: **O(n log n)** for `n` endpoints.
     pub(super) fn sweep(&self, now: Instant) {
-        self.locked(|states, afterwards| self.judge_all(states, now, afterwards));
+        self.locked(|states, afterwards| {
+            states.forget(now, self.memory);
+            self.judge_all(states, now, afterwards);
+        });
     }
 
     fn judge_all(&self, states: &mut States<A>, now: Instant, afterwards: &mut Afterwards) {
@@ -131,6 +163,37 @@ impl<A: Address> Judge<A> for EndpointSet<A> {
 }
 
 impl<A: Address> States<A> {
+    /// Keeps what must be known of an endpoint that leaves, if anything must. **O(log n)**.
+    fn remember(&mut self, endpoint: &Endpoint<A>, state: &EndpointState<A>, now: Instant) {
+        if let Some(remembered) = state.remember(now) {
+            self.departed.insert(endpoint.clone(), (now, remembered));
+        }
+        if self.departed.len() > self.largest {
+            self.departed.remove_oldest();
+        }
+    }
+
+    /// Returns what is remembered of an endpoint that comes back.
+    fn recall(
+        &mut self,
+        endpoint: &Endpoint<A>,
+        now: Instant,
+        memory: Duration,
+    ) -> Option<Remembered> {
+        let (_, _, (left_at, remembered)) = self.departed.remove(endpoint)?;
+        (now.saturating_duration_since(left_at) < memory).then_some(remembered)
+    }
+
+    /// Forgets the endpoints that have left too long ago.
+    fn forget(&mut self, now: Instant, memory: Duration) {
+        let is_over = |&(_, _, &(left_at, _)): &(u64, &Endpoint<A>, &(Instant, Remembered))| {
+            now.saturating_duration_since(left_at) >= memory
+        };
+        while self.departed.iter().next().as_ref().is_some_and(is_over) {
+            self.departed.remove_oldest();
+        }
+    }
+
     fn eject(
         &mut self,
         rule: &EjectionRule,
@@ -147,7 +210,7 @@ impl<A: Address> States<A> {
                 let endpoint = state.endpoint.clone();
                 afterwards.add(move || debug!(%endpoint, %reason, objection, "not ejected"));
             }
-            None => self.eject_now(rule, state, reason, now, afterwards),
+            None => self.eject_now(state, reason, now, afterwards),
         }
     }
 
@@ -166,19 +229,19 @@ impl<A: Address> States<A> {
                     .add(move || warn!(%endpoint, objection, "readmitted though a probe failed"));
                 state.close(afterwards);
             }
-            None => self.eject_now(rule, state, Reason::Probe, now, afterwards),
+            None => self.eject_now(state, Reason::Probe, now, afterwards),
         }
     }
 
     fn eject_now(
         &mut self,
-        rule: &EjectionRule,
         state: &EndpointState<A>,
         reason: Reason,
         now: Instant,
         afterwards: &mut Afterwards,
     ) {
-        let until = state.eject(&reason, self.jitter(rule), now, afterwards);
+        let jitter = |most| random_part(most, &mut self.rng);
+        let until = state.eject(&reason, jitter, now, afterwards);
         let seconds = until.saturating_duration_since(now).as_secs_f64();
         let endpoint = state.endpoint.clone();
         afterwards.add(move || warn!(%endpoint, %reason, seconds, ?until, "ejected"));
@@ -215,10 +278,6 @@ impl<A: Address> States<A> {
             other.is_closed() && other.endpoint.status() == Status::Available
         };
         (!others().any(is_available)).then_some("no other is available")
-    }
-
-    fn jitter(&mut self, rule: &EjectionRule) -> Duration {
-        random_part(rule.jitter, &mut self.rng)
     }
 }
 

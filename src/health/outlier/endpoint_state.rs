@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::{
     breaker::{Admission, Breaker, Ejected, ProbeResult},
-    counters::{CountersLease, CountersRef},
+    counters::{CountersLease, CountersRef, Counts},
     detector::{Reason, Tally},
     settings::EndpointSettings,
 };
@@ -43,6 +43,13 @@ pub(super) struct EndpointState<A: Address> {
     judge: Weak<dyn Judge<A>>,
 }
 
+/// What is known of an endpoint that has left.
+#[derive(Debug)]
+pub(super) struct Remembered {
+    breaker: Breaker,
+    counts: Counts,
+}
+
 /// Decides on ejections, which needs a view of all endpoints.
 pub(super) trait Judge<A: Address>: Send + Sync {
     /// Ejects an endpoint if the rules allow it.
@@ -62,16 +69,27 @@ pub(super) struct Probe<A: Address> {
 }
 
 impl<A: Address> EndpointState<A> {
+    /// Starts with what is remembered of the endpoint, if it has been here before.
     pub(super) fn new(
         endpoint: Endpoint<A>,
         settings: EndpointSettings,
         judge: Weak<dyn Judge<A>>,
+        remembered: Option<Remembered>,
     ) -> Arc<Self> {
+        let lease = CountersLease::new(&settings);
+        let breaker = match remembered {
+            None => Breaker::new(),
+            Some(remembered) => {
+                lease.counters().restore(&remembered.counts);
+                remembered.breaker
+            }
+        };
+        lease.counters().copy_closed(breaker.is_closed());
         let state = Arc::new(Self {
-            lease: CountersLease::new(&settings),
+            lease,
             settings,
             endpoint,
-            breaker: Mutex::new(Breaker::new()),
+            breaker: Mutex::new(breaker),
             changed: Arc::default(),
             judge,
         });
@@ -96,6 +114,26 @@ impl<A: Address> EndpointState<A> {
 
     pub(super) fn is_candidate(&self) -> bool {
         self.endpoint.weight() > 0
+    }
+
+    /// Returns what the next service of the endpoint, which leaves at `now`, must know; `None` if
+    /// that is nothing: it is not ejected, has not been of late, and does not fail.
+    pub(super) fn remember(&self, now: Instant) -> Option<Remembered> {
+        let breaker = self.breaker().kept(now);
+        let counts = self.lease.counters().take_counts();
+        if breaker.is_none() && counts.tally.failures == 0 && counts.in_a_row == 0 {
+            return None;
+        }
+        let breaker = breaker.unwrap_or_else(Breaker::new);
+        Some(Remembered { breaker, counts })
+    }
+
+    /// Ejects the endpoint's new handle if the ejection that is remembered still lasts.
+    pub(super) fn eject_as_remembered(&self, now: Instant, afterwards: &mut Afterwards) {
+        if let Some(until) = self.breaker().until().filter(|&until| until > now) {
+            let notice = self.endpoint.eject_untold(until, REMEMBERED.into());
+            afterwards.add(move || notice.tell());
+        }
     }
 
     /// Counts the failure of a request that was no probe, or of `poll_ready`.
@@ -170,7 +208,7 @@ impl<A: Address> EndpointState<A> {
     }
 
     pub(super) fn may_be_ejected(&self) -> bool {
-        self.breaker().may_be_ejected()
+        self.breaker().may_be_ejected(&self.settings.rule)
     }
 
     /// Returns whether requests are kept from the endpoint.
@@ -182,7 +220,7 @@ impl<A: Address> EndpointState<A> {
     pub(super) fn eject(
         &self,
         reason: &Reason,
-        jitter: Duration,
+        jitter: impl FnOnce(Duration) -> Duration,
         now: Instant,
         afterwards: &mut Afterwards,
     ) -> Instant {
@@ -256,6 +294,9 @@ impl<A: Address> EndpointState<A> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// The reason of an ejection that began before the endpoint left.
+const REMEMBERED: &str = "it was ejected when it left";
 
 impl CountersRef {
     /// Returns the state of the endpoint that these counters belong to, unless it has left.

@@ -4,8 +4,12 @@ use rand::{SeedableRng, rngs::SmallRng};
 use tower::{Layer, load::CompleteOnResponse};
 
 use super::{
-    FailureRate, SlowLatency, SuccessRate, detector::Detectors, discover::OutlierDiscover,
-    endpoint_set::EndpointSet, rule::EjectionRule, settings::EndpointSettings,
+    FailureRate, SlowLatency, SuccessRate,
+    detector::Detectors,
+    discover::OutlierDiscover,
+    endpoint_set::EndpointSet,
+    rule::{EjectionGrowth, EjectionRule},
+    settings::EndpointSettings,
 };
 use crate::{
     endpoint::Address, outcome::ErrorsAreFailures, random::entropy, upstream::DiscoverEndpoints,
@@ -20,10 +24,19 @@ use crate::{
 /// interval. When an ejection ends, single requests go through as probes. Their outcomes decide:
 /// success readmits the endpoint, failure ejects it for longer.
 ///
-/// An ejection lasts 30 s times the number of ejections in succession, at most 300 s. Each interval
-/// without an ejection takes one off that number. At most a tenth of the endpoints are ejected at
-/// once. Of two or more endpoints, one always may be ejected, but never the last available one.
-/// Every ejection and readmission is a `tracing` event.
+/// A first ejection lasts 1 s, each further one twice as long as the one before, at most 300 s. Each
+/// interval without an ejection undoes one doubling. A server that restarts is thus back within a
+/// second or two, and one that stays away costs one probe for each doubling. Longer first
+/// ejections, like the 30 s that Envoy has, keep a server that was away for a moment out for half a
+/// minute: its share goes to the others at a moment when another one may be restarting. A random
+/// part of up to a quarter is added, so that the clients of a server do not all come back at once.
+///
+/// At most a tenth of the endpoints are ejected at once. Of two or more endpoints, one always may
+/// be ejected, but never the last available one. Every ejection and readmission is a `tracing`
+/// event.
+///
+/// An endpoint that leaves while it is ejected or fails, and comes back within five minutes, goes on
+/// as it was. At most as many are remembered as there were endpoints at once.
 ///
 /// Endpoints are watched while their discovery lives, which the balancer's driver owns. A service
 /// that outlives the discovery lets requests through and counts nothing.
@@ -51,6 +64,7 @@ use crate::{
 pub struct OutlierLayer<C = CompleteOnResponse, K = ErrorsAreFailures> {
     rule: EjectionRule,
     interval: Duration,
+    memory: Duration,
     consecutive_failures: Option<u32>,
     detectors: Detectors,
     cancelled_after: Option<Duration>,
@@ -63,13 +77,15 @@ impl Default for OutlierLayer {
     fn default() -> Self {
         Self {
             rule: EjectionRule {
-                base: Duration::from_secs(30),
+                base: Duration::from_secs(1),
+                growth: EjectionGrowth::Doubling,
                 longest: Duration::from_secs(300),
-                jitter: Duration::ZERO,
+                jitter: None,
                 max_ejected: 0.1,
                 probes: 1,
             },
             interval: Duration::from_secs(10),
+            memory: Duration::from_secs(300),
             consecutive_failures: Some(5),
             detectors: Detectors {
                 success_rate: Some(SuccessRate::default()),
@@ -91,6 +107,7 @@ impl<C, K> OutlierLayer<C, K> {
         OutlierLayer {
             rule: self.rule,
             interval: self.interval,
+            memory: self.memory,
             consecutive_failures: self.consecutive_failures,
             detectors: self.detectors,
             cancelled_after: self.cancelled_after,
@@ -110,6 +127,7 @@ impl<C, K> OutlierLayer<C, K> {
         OutlierLayer {
             rule: self.rule,
             interval: self.interval,
+            memory: self.memory,
             consecutive_failures: self.consecutive_failures,
             detectors: self.detectors,
             cancelled_after: self.cancelled_after,
@@ -174,12 +192,20 @@ impl<C, K> OutlierLayer<C, K> {
         self
     }
 
-    /// Sets the length of a first ejection. Default 30 s.
+    /// Sets the length of a first ejection. Default 1 s.
     ///
-    /// The next ejections are twice, three times as long.
+    /// With a longer one, a server that comes back waits for longer, and one that stays away is
+    /// probed less often at first.
     #[must_use]
     pub const fn base_ejection(mut self, length: Duration) -> Self {
         self.rule.base = length;
+        self
+    }
+
+    /// Sets how the next ejections grow. Default: they [double](EjectionGrowth::Doubling).
+    #[must_use]
+    pub const fn ejection_growth(mut self, growth: EjectionGrowth) -> Self {
+        self.rule.growth = growth;
         self
     }
 
@@ -190,12 +216,24 @@ impl<C, K> OutlierLayer<C, K> {
         self
     }
 
-    /// Sets the largest random time that is added to every ejection. Default 0.
+    /// Sets the largest random time that is added to every ejection.
     ///
-    /// Jitter keeps endpoints from all coming back at once.
+    /// Default: a quarter of the ejection, or nothing where ejections grow
+    /// [linearly](EjectionGrowth::Linear). Jitter keeps endpoints and clients from all coming back
+    /// at once.
     #[must_use]
     pub const fn jitter(mut self, jitter: Duration) -> Self {
-        self.rule.jitter = jitter;
+        self.rule.jitter = Some(jitter);
+        self
+    }
+
+    /// Sets how long an endpoint that has left is remembered. Default 5 minutes.
+    ///
+    /// If it comes back within this time, its ejection and its failures still count. Only endpoints
+    /// that were ejected or failed are remembered. Zero forgets all.
+    #[must_use]
+    pub const fn memory(mut self, memory: Duration) -> Self {
+        self.memory = memory;
         self
     }
 
@@ -263,7 +301,7 @@ impl<C, K> OutlierLayer<C, K> {
             cancelled_after: self.cancelled_after.map_or(0, |after| nanos(after).max(1)),
         };
         let rng = SmallRng::seed_from_u64(self.seed.unwrap_or_else(entropy));
-        EndpointSet::new(self.detectors, settings, rng)
+        EndpointSet::new(self.detectors, settings, self.memory, rng)
     }
 }
 

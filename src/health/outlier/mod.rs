@@ -23,5 +23,6 @@ pub use self::{
     detector::{FailureRate, SlowLatency, SuccessRate},
     discover::OutlierDiscover,
     layer::OutlierLayer,
+    rule::EjectionGrowth,
     service::{Outlier, OutlierFuture, OutlierHandle},
 };

@@ -13,9 +13,9 @@ fn counters_are_taken_again() {
     let mut counters = HashSet::new();
     for number in 0..10_000 {
         let endpoint = Endpoint::new(number);
-        let reference = set.insert(&endpoint);
+        let reference = set.insert(&endpoint, Instant::now());
         counters.insert(std::ptr::from_ref(reference.counters()));
-        set.remove(&endpoint);
+        set.remove(&endpoint, Instant::now());
     }
     // Other tests run at the same time and take counters, too.
     assert!(counters.len() < 100, "{}", counters.len());
@@ -25,10 +25,10 @@ fn counters_are_taken_again() {
 fn an_endpoint_that_has_gone_is_not_heard() {
     let set = Arc::new(OutlierLayer::default().endpoint_set::<&str>());
     let (a, b) = (Endpoint::new("a"), Endpoint::new("b"));
-    let gone = set.insert(&a);
-    set.remove(&a);
+    let gone = set.insert(&a, Instant::now());
+    set.remove(&a, Instant::now());
     // Reuses the counters of `a`, unless another test has taken them.
-    let here = set.insert(&b);
+    let here = set.insert(&b, Instant::now());
     assert!(
         gone.is_closed(),
         "a request to an endpoint that is not watched does not wait"
@@ -44,7 +44,7 @@ fn an_endpoint_that_has_gone_is_not_heard() {
 
     state.eject(
         &Reason::Probe,
-        Duration::ZERO,
+        |_| Duration::ZERO,
         Instant::now(),
         &mut Afterwards::default(),
     );

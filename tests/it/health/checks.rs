@@ -211,12 +211,12 @@ async fn checks_and_outliers_object_separately_and_a_check_may_end_an_ejection()
         let doctor = Doctor::new(2);
         let servers = servers(&[FAIL, ANSWER]);
         let mut layer = doctor.layer();
-        if ends_ejection {
-            layer = layer.ends_ejection();
+        if !ends_ejection {
+            layer = layer.keep_ejections();
         }
         let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
             .layer(BalanceLayer::new(RoundRobin::seeded(1)))
-            .layer(OutlierLayer::default())
+            .layer(OutlierLayer::default().base_ejection(Duration::from_secs(30)))
             .layer(layer)
             .layer(fixed(0..2))
             .service(factory(&servers));

@@ -3,9 +3,9 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn five_failures_in_a_row_eject_at_once_for_thirty_seconds() {
+async fn five_failures_in_a_row_eject_at_once_and_for_as_long_as_set() {
     let servers = servers(&[FAIL, ANSWER]);
-    let mut balance = round_robin(&servers, OutlierLayer::default());
+    let mut balance = round_robin(&servers, envoy());
     calls(&mut balance, 8).await;
     assert_eq!(servers[0].calls(), 4);
     assert_eq!(statuses(&balance)[0], Status::Available);
@@ -36,6 +36,117 @@ async fn five_failures_in_a_row_eject_at_once_for_thirty_seconds() {
     settle().await;
     calls(&mut balance, 20).await;
     assert!(servers[0].calls() >= 6 + 9, "{}", servers[0].calls());
+}
+
+/// Before, the first ejection lasted 30 s, and the server had a hundredth of its share.
+#[tokio::test(start_paused = true)]
+async fn a_short_restart_costs_a_second_or_two() {
+    let servers = servers(&[ANSWER; 3]);
+    let mut balance = round_robin(&servers, OutlierLayer::default().seeded(1));
+    servers[0].behave(FAIL);
+    calls(&mut balance, 15).await;
+    assert!(is_ejected(&statuses(&balance)[0]));
+    tokio::time::sleep(ms(300)).await;
+    servers[0].behave(ANSWER);
+    tokio::time::sleep(ms(950)).await;
+    let before = servers[0].calls();
+    calls(&mut balance, 30).await;
+    assert!(servers[0].calls() - before >= 9);
+}
+
+/// A server that stays away costs a probe for each doubling.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stays_away_is_probed_ever_less() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let client = round_robin(&servers, OutlierLayer::default().seeded(1));
+    let (all, late) = send(client, &servers, 20, 300, None).await;
+    assert!((5 + 7..=5 + 9).contains(&all[0]), "{all:?}");
+    assert!(late[0] <= 1, "{late:?}");
+}
+
+/// It works for a single request after each ejection. Before, it was ejected once in an interval at
+/// most, and failed half of all requests until then.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_again_at_once_is_ejected_again_at_once() {
+    let servers = servers(&[FAIL, ANSWER]);
+    let mut balance = round_robin(&servers, OutlierLayer::default().seeded(1));
+    settle().await;
+    let mut failures = 0;
+    for _ in 0..600 {
+        let before = servers[0].calls();
+        failures += usize::from(call(&mut balance).await.is_err());
+        if is_ejected(&statuses(&balance)[0]) {
+            servers[0].behave(ANSWER);
+        } else if servers[0].calls() > before {
+            servers[0].behave(FAIL);
+        }
+        tokio::time::sleep(ms(100)).await;
+    }
+    // At 0, 1, 3, 7, 15, 31 s and a little later.
+    assert!(failures <= 7 * 5, "{failures}");
+}
+
+/// The endpoint leaves and joins each second. Before, 150 of 600 failed.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_leaves_and_joins_stays_ejected() {
+    for memory in [None, Some(Duration::ZERO)] {
+        let servers = servers(&[FAIL, ANSWER, ANSWER, ANSWER]);
+        let (targets, rx) = watch::channel((0..4).collect::<Vec<_>>());
+        let mut layer = OutlierLayer::default().seeded(1);
+        if let Some(memory) = memory {
+            layer = layer.memory(memory);
+        }
+        let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .layer(layer)
+            .layer(WatchLayer::new(rx))
+            .service(factory(&servers));
+        settle().await;
+        let mut failures = 0;
+        for second in 0..30 {
+            for _ in 0..20 {
+                failures += usize::from(call(&mut balance).await.is_err());
+                tokio::time::sleep(ms(45)).await;
+            }
+            // It leaves while it is ejected, and while it is on its way there.
+            targets.send_replace((1..4).collect());
+            tokio::time::sleep(ms(100)).await;
+            targets.send_replace(if second % 2 == 0 {
+                vec![0, 1, 2, 3]
+            } else {
+                vec![3, 2, 1, 0]
+            });
+            settle().await;
+        }
+        match memory {
+            None => assert!(failures <= 5 + 6, "{failures}"),
+            Some(_) => assert!(failures > 100, "{failures}"),
+        }
+    }
+}
+
+/// Failures that are too few to eject are remembered, too. After five minutes all is forgotten.
+#[tokio::test(start_paused = true)]
+async fn failures_are_remembered_for_five_minutes() {
+    for (away, is_remembered) in [(299, true), (301, false)] {
+        let servers = servers(&[FAIL, ANSWER]);
+        let (targets, rx) = watch::channel(vec![0, 1]);
+        let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .layer(OutlierLayer::default().seeded(1))
+            .layer(WatchLayer::new(rx))
+            .service(factory(&servers));
+        settle().await;
+        calls(&mut balance, 8).await;
+        targets.send_replace(vec![1]);
+        settle().await;
+        tokio::time::sleep(Duration::from_secs(away)).await;
+        targets.send_replace(vec![0, 1]);
+        settle().await;
+        calls(&mut balance, 2).await;
+        let now = statuses(&balance);
+        assert_eq!(now.iter().any(is_ejected), is_remembered, "{now:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,8 +22,8 @@ use tower::{
 };
 use tower_lb::{
     health::{
-        FailureRate, HealthCheckLayer, Heartbeats, Outlier, OutlierLayer, SlowLatency,
-        UntilFirstCheck,
+        EjectionGrowth, FailureRate, HealthCheckLayer, Heartbeats, Outlier, OutlierLayer,
+        SlowLatency, UntilFirstCheck,
     },
     *,
 };
@@ -39,6 +39,13 @@ fn round_robin(servers: &[Server], layer: OutlierLayer) -> Balance<RoundRobin, W
         .layer(layer)
         .layer(fixed(0..servers.len()))
         .service(factory(servers))
+}
+
+/// Ejections as long as Envoy's: 30, 60, 90 s.
+fn envoy() -> OutlierLayer {
+    OutlierLayer::default()
+        .base_ejection(Duration::from_secs(30))
+        .ejection_growth(EjectionGrowth::Linear)
 }
 
 async fn call<S: Service<(), Error = BoxError>>(service: &mut S) -> Result<S::Response, BoxError> {

@@ -145,10 +145,7 @@ async fn several_probes_must_all_succeed() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_never_ends_fails_in_the_end() {
     let servers = servers(&[FAIL, ANSWER]);
-    let mut balance = round_robin(
-        &servers,
-        OutlierLayer::default().max_ejection(Duration::from_secs(60)),
-    );
+    let mut balance = round_robin(&servers, envoy().max_ejection(Duration::from_secs(60)));
     calls(&mut balance, 10).await;
     servers[0].behave(Behaviour::Hang);
     advance(Duration::from_secs(30)).await;
