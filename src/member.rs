@@ -20,9 +20,12 @@ pub struct Member<A, S> {
     /// What weighted policies go by: `weight`, scaled by slow start and reported weights.
     /// Comparable only within one snapshot.
     pub(crate) share: u32,
-    /// Whether the endpoint is not draining, not ejected and not unhealthy.
+    /// Whether the endpoint is not draining, not ejected, not unhealthy and not unknown.
     pub(crate) available: bool,
-    /// As `available`. In a panic that fails open, true for every member that is not draining.
+    /// Whether its first health check is waited for.
+    pub(crate) unknown: bool,
+    /// As `available`. In a panic that fails open, true for every member that is not draining and
+    /// not unknown.
     pub(crate) candidate: bool,
 }
 
@@ -61,7 +64,7 @@ impl<A, S> Member<A, S> {
     /// Returns whether the member may be picked.
     ///
     /// True for an available member. In a panic that fails open, true for every member that is not
-    /// draining.
+    /// draining and whose first check is not waited for.
     #[must_use]
     pub const fn is_candidate(&self) -> bool {
         self.candidate

@@ -36,10 +36,12 @@ pub(super) struct Draft<A, S> {
 /// How many members there are to pick from.
 #[derive(Clone, Copy, Debug)]
 struct Counts {
-    /// Members that are not draining, not ejected and not unhealthy.
+    /// Members that are not draining, not ejected, not unhealthy and not unknown.
     available: usize,
-    /// Members that are not draining.
+    /// Members that are not draining and not unknown.
     taking: usize,
+    /// Members that are not draining, and whose first check is waited for.
+    unknown: usize,
 }
 
 impl<A: Address> Publisher<A> {
@@ -105,12 +107,23 @@ impl<A: Address> Publisher<A> {
         let count = |is: fn(&Member<A, S>) -> bool| members.iter().filter(|m| is(m)).count();
         let counts = Counts {
             available: count(|member| member.available),
-            taking: count(|member| member.weight > 0),
+            taking: count(|member| member.weight > 0 && !member.unknown),
+            unknown: count(|member| member.weight > 0 && member.unknown),
         };
-        let Counts { available, taking } = counts;
+        let Counts {
+            available,
+            taking,
+            unknown,
+        } = counts;
         let share = available as f64 / taking as f64;
-        let panics = taking > 0 && (available == 0 || share < config.panic_threshold);
+        // Not known yet is neither empty nor down: the first checks are awaited.
+        let is_awaited = available == 0 && unknown > 0;
+        let is_few = available == 0 || share < config.panic_threshold;
+        let panics = taking > 0 && is_few && !is_awaited;
         self.note_panic(panics, counts, config, members);
+        if is_awaited {
+            return Availability::Unreported;
+        }
         if taking == 0 {
             return Availability::Empty(no_endpoints.with_draining(members.len()));
         }
@@ -119,7 +132,7 @@ impl<A: Address> Publisher<A> {
         }
         if panics {
             for member in members {
-                let revived = !member.available && member.weight > 0;
+                let revived = !member.available && member.weight > 0 && !member.unknown;
                 member.endpoint.set_revived(revived);
                 member.candidate |= revived;
             }
@@ -131,7 +144,9 @@ impl<A: Address> Publisher<A> {
     fn note_panic<S>(
         &mut self,
         panics: bool,
-        Counts { available, taking }: Counts,
+        Counts {
+            available, taking, ..
+        }: Counts,
         config: &Config,
         members: &[Member<A, S>],
     ) {
@@ -187,6 +202,7 @@ fn list<A: Address, S: Clone>(
             weight,
             share: weight,
             available,
+            unknown: status == Status::Unknown,
             candidate: available,
         });
     }

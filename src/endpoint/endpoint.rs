@@ -35,6 +35,8 @@ struct State {
     ejected: Option<Ejection>,
     /// Set by health checks and [`Endpoint::mark_unhealthy`].
     unhealthy: bool,
+    /// Set until the first health check has ended, where that is waited for.
+    unknown: bool,
     /// Set while heartbeats are missing.
     silent: bool,
     /// The weight computed from the endpoint's own reports.
@@ -61,6 +63,7 @@ impl<A> Endpoint<A> {
                 hash_key: target.hash_key,
                 ejected: None,
                 unhealthy: false,
+                unknown: false,
                 silent: false,
                 reported: None,
                 revived: false,
@@ -228,12 +231,23 @@ impl<A: fmt::Display> Endpoint<A> {
 
     /// Takes the endpoint out of the picks until [`mark_healthy`](Self::mark_healthy).
     pub fn mark_unhealthy(&self) {
-        self.change(|state| state.unhealthy = true).tell();
+        self.set_checked(true);
     }
 
     /// Withdraws [`mark_unhealthy`](Self::mark_unhealthy). An ejection still counts.
     pub fn mark_healthy(&self) {
-        self.change(|state| state.unhealthy = false).tell();
+        self.set_checked(false);
+    }
+
+    /// Takes the endpoint out of the picks until one of the two above.
+    pub(crate) fn mark_unknown(&self) {
+        let unknown = |state: &mut State| (state.unhealthy, state.unknown) = (false, true);
+        self.change(unknown).tell();
+    }
+
+    fn set_checked(&self, unhealthy: bool) {
+        let checked = |state: &mut State| (state.unhealthy, state.unknown) = (unhealthy, false);
+        self.change(checked).tell();
     }
 
     /// Ends an ejection that is over at `now`, and returns weight and status.
@@ -287,6 +301,7 @@ impl State {
     fn status(&self) -> Status {
         match &self.ejected {
             _ if self.unhealthy || self.silent => Status::Unhealthy,
+            _ if self.unknown => Status::Unknown,
             Some(ejection) => Status::Ejected {
                 until: ejection.until,
             },

@@ -18,6 +18,12 @@ pub enum Status {
     },
     /// Not picked until it is healthy again, because of a failed check or missing heartbeats.
     Unhealthy,
+    /// Not picked until its first check has ended, neither healthy nor unhealthy.
+    ///
+    /// It does not count where a share of the endpoints matters, as in a panic. While no
+    /// other endpoint is available, callers wait for it. Only where health checks are set so, see
+    /// [`UntilFirstCheck`](crate::health::UntilFirstCheck).
+    Unknown,
 }
 
 /// Tells why an endpoint is ejected, and for how long.

@@ -270,6 +270,7 @@ mod tests {
             weight,
             share: weight,
             available: candidate && weight > 0,
+            unknown: false,
             candidate: candidate && weight > 0,
         };
         let members: Vec<_> = list.iter().enumerate().map(member).collect();

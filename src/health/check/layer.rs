@@ -20,8 +20,9 @@ use crate::{endpoint::Endpoint, random::entropy, upstream::DiscoverEndpoints};
 /// with the balancer.
 ///
 /// Three failures in a row make an endpoint unhealthy; two successes in a row make it healthy
-/// again. If the very first check succeeds, that one success is enough. A check that exceeds the
-/// timeout or panics has failed.
+/// again. Where the first check is [waited for](Self::until_first_check), its result alone decides.
+/// A check that exceeds the timeout or panics has failed. A check that succeeds ends an ejection by
+/// outlier detection.
 ///
 /// ```
 /// use std::time::Duration;
@@ -162,8 +163,6 @@ impl<Check, T> HealthCheckLayer<Check, T> {
 
     /// Sets how many successes in a row make an endpoint healthy again. Default 2.
     ///
-    /// If the very first check succeeds, that one success is enough.
-    ///
     /// # Panics
     ///
     /// If it is 0.
@@ -189,6 +188,8 @@ impl<Check, T> HealthCheckLayer<Check, T> {
     }
 
     /// Sets whether an endpoint is available before its first check has ended. Default: it is.
+    ///
+    /// If it is not, callers wait for the first checks while no other endpoint is available.
     #[must_use]
     pub const fn until_first_check(mut self, status: UntilFirstCheck) -> Self {
         self.settings.until_first_check = status;

@@ -38,8 +38,8 @@ struct Checked<S> {
 /// The health of one endpoint according to its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Health {
-    is_healthy: bool,
-    is_checked: bool,
+    /// `None`: not known before the first result.
+    is_healthy: Option<bool>,
     /// How many results in a row contradict `is_healthy`.
     streak: u32,
 }
@@ -100,18 +100,21 @@ impl<A: Address, S> Schedule<A, S> {
         has_traffic: Option<Arc<AtomicBool>>,
     ) {
         // The service that this one replaces may have been marked otherwise.
-        let is_healthy = self.settings.until_first_check == UntilFirstCheck::Available;
-        if is_healthy {
-            endpoint.mark_healthy();
-        } else {
-            endpoint.mark_unhealthy();
-        }
+        let is_healthy = match self.settings.until_first_check {
+            UntilFirstCheck::Available => {
+                endpoint.mark_healthy();
+                Some(true)
+            }
+            UntilFirstCheck::Unhealthy => {
+                endpoint.mark_unknown();
+                None
+            }
+        };
         let checked = Checked {
             service,
             has_traffic,
             health: Health {
                 is_healthy,
-                is_checked: false,
                 streak: 0,
             },
         };
@@ -160,7 +163,7 @@ impl<S> Checked<S> {
                 endpoint.mark_healthy();
             }
             Err(error) => {
-                warn!(%endpoint, failures = settings.failures, error, "health checks fail: unhealthy");
+                warn!(%endpoint, error, "health checks fail: unhealthy");
                 endpoint.mark_unhealthy();
             }
         }
@@ -184,22 +187,23 @@ impl<S> Checked<S> {
 impl Health {
     /// Records a result; returns whether it changes `is_healthy`.
     const fn take(&mut self, success: bool, settings: &CheckSettings) -> bool {
-        let is_first = !self.is_checked;
-        self.is_checked = true;
-        if success == self.is_healthy {
-            self.streak = 0;
-            return false;
-        }
+        let is_known = match self.is_healthy {
+            Some(is_healthy) if is_healthy == success => {
+                self.streak = 0;
+                return false;
+            }
+            is_healthy => is_healthy.is_some(),
+        };
         self.streak += 1;
         let enough = match success {
-            true if is_first => 1,
+            _ if !is_known => 1,
             true => settings.successes,
             false => settings.failures,
         };
         if self.streak < enough {
             return false;
         }
-        self.is_healthy = success;
+        self.is_healthy = Some(success);
         self.streak = 0;
         true
     }

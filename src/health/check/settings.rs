@@ -20,6 +20,7 @@ pub enum UntilFirstCheck {
     /// It takes requests. Right where checks seldom fail.
     #[default]
     Available,
-    /// It takes none. Right for endpoints that are announced before they are ready.
+    /// It takes none, and its status is [`Unknown`](crate::Status::Unknown). The first result
+    /// decides, either way. Right for endpoints that are announced before they are ready.
     Unhealthy,
 }

@@ -103,6 +103,64 @@ async fn who_must_be_checked_first_takes_nothing_until_the_first_success() {
     assert_eq!(statuses(&balance), [Status::Unhealthy, Status::Available]);
 }
 
+/// One of three is up. Before, more than half of the first requests went to the others.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_before_the_first_check_tells_of_it() {
+    let servers = servers(&[ANSWER, FAIL, FAIL]);
+    let (targets, rx) = watch::channel(vec![0, 1, 2]);
+    let checks = HealthCheckLayer::new(|endpoint: Endpoint<usize>, _: Client| async move {
+        let address = *endpoint.address();
+        tokio::time::sleep(ms(100 * (3 - address as u64))).await;
+        if address == 0 { Ok(()) } else { Err("down") }
+    });
+    let mut balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)).panic_threshold(0.3))
+        .layer(checks.until_first_check(UntilFirstCheck::Unhealthy))
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    settle().await;
+    assert_eq!(statuses(&balance), [Status::Unknown; 3]);
+    // The first two results are failures, and the third is still awaited.
+    tokio::time::sleep(ms(150)).await;
+    assert_eq!(
+        statuses(&balance),
+        [Status::Unknown, Status::Unknown, Status::Unhealthy]
+    );
+    assert_eq!(call(&mut balance).await.unwrap(), 0);
+    assert_eq!(
+        statuses(&balance),
+        [Status::Available, Status::Unhealthy, Status::Unhealthy]
+    );
+    // Those that join do not count among those that are away.
+    targets.send_replace(vec![0]);
+    settle().await;
+    targets.send_replace(vec![0, 1, 2]);
+    settle().await;
+    for _ in 0..30 {
+        assert_eq!(call(&mut balance).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_wait_for_the_first_check_when_nobody_else_is_there() {
+    for well in [true, false] {
+        let server = Server::new(0, ANSWER);
+        let checks = HealthCheckLayer::new(move |_: Endpoint<usize>, _: Client| async move {
+            tokio::time::sleep(ms(100)).await;
+            if well { Ok(()) } else { Err("down") }
+        });
+        let mut balance: Balance<_, Client, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)).fail_closed())
+            .layer(checks.until_first_check(UntilFirstCheck::Unhealthy))
+            .layer(fixed([0]))
+            .service(factory(&[server]));
+        let start = Instant::now();
+        assert_eq!(call(&mut balance).await.is_ok(), well);
+        let waited = start.elapsed();
+        assert!((ms(100)..ms(110)).contains(&waited), "{waited:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_edges_are_looked_at_sooner_and_the_idle_later() {
     let doctor = Doctor::new(3);
