@@ -55,7 +55,7 @@ fn loom_a_slot_that_ends_loses_nothing() {
 #[test]
 fn loom_a_window_is_turned_once() {
     model(|| {
-        let window = Arc::new(Window::new(0, 100, 0));
+        let window = Arc::new(Window::new(0, 100, 10, 0));
         window.add(5);
         let other = window.clone();
         let thread = thread::spawn(move || {

@@ -29,7 +29,7 @@ impl Tokens {
     /// has [`TOKEN`] parts.
     pub(super) fn new(reserve: i64, deposit: i64, ttl_nanos: u64, now: u64) -> Self {
         Self {
-            all: CachePadded::new(Window::new(reserve, ttl_nanos, now)),
+            all: CachePadded::new(Window::new(reserve, ttl_nanos, SLOTS, now)),
             purses: (0..PURSES)
                 .map(|_| CachePadded::new(Purse::new()))
                 .collect(),
@@ -154,6 +154,9 @@ impl Purse {
 
 /// One token, in parts.
 pub(super) const TOKEN: i64 = 1_000_000;
+
+/// An amount counts for nine tenths of the ttl at least.
+const SLOTS: usize = 10;
 
 /// As many threads as send at once on all but the largest machines. Any others deposit to `all`.
 #[cfg(not(all(test, tower_lb_loom)))]

@@ -2,8 +2,8 @@ use crate::atomic::{AtomicI64, AtomicU64, Mutex, Relaxed};
 
 /// A sum over a span of time: it loses what was added longer ago.
 ///
-/// Time goes in slots of a tenth of the span. So an amount counts for at least nine tenths of the
-/// span, and at most for all of it. Adding and taking are one atomic operation each. The first
+/// Time goes in slots, each a part of the span. Of ten slots, an amount counts for at least nine
+/// tenths of the span, and at most for all of it. Adding and taking are one atomic operation each. The first
 /// caller of `expire` after the end of a slot takes out what has expired.
 pub(crate) struct Window {
     total: AtomicI64,
@@ -21,7 +21,7 @@ impl<F: FnOnce(u64) -> Option<u64>> NowFrom for F {}
 
 struct History {
     /// What each slot before the current one has added; the oldest is at `oldest`.
-    nets: [i64; SLOTS - 1],
+    nets: Box<[i64]>,
     oldest: usize,
     /// The total when the current slot began.
     start: i64,
@@ -29,14 +29,14 @@ struct History {
 
 impl Window {
     /// Starts with a total that never expires.
-    pub(crate) fn new(total: i64, span_nanos: u64, now: u64) -> Self {
-        let slot_nanos = (span_nanos / SLOTS as u64).max(1);
+    pub(crate) fn new(total: i64, span_nanos: u64, slots: usize, now: u64) -> Self {
+        let slot_nanos = (span_nanos / slots as u64).max(1);
         Self {
             total: AtomicI64::new(total),
             ends: AtomicU64::new(now.saturating_add(slot_nanos)),
             slot_nanos,
             history: Mutex::new(History {
-                nets: [0; SLOTS - 1],
+                nets: vec![0; slots - 1].into(),
                 oldest: 0,
                 start: total,
             }),
@@ -98,7 +98,7 @@ impl Window {
         let late = late();
         let end = self.total.fetch_add(late, Relaxed) + late;
         let mut net = end - history.start;
-        for _ in 0..slots.min(SLOTS as u64) {
+        for _ in 0..slots.min(history.nets.len() as u64 + 1) {
             let oldest = history.oldest;
             expired += std::mem::replace(&mut history.nets[oldest], net);
             history.oldest = (oldest + 1) % history.nets.len();
@@ -111,8 +111,6 @@ impl Window {
     }
 }
 
-const SLOTS: usize = 10;
-
 #[cfg(all(test, not(tower_lb_loom)))]
 mod tests {
     use super::*;
@@ -123,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_amount_leaves_when_the_span_is_over() {
-        let window = Window::new(7, 1000, 0);
+        let window = Window::new(7, 1000, 10, 0);
         window.add(100);
         for (now, total) in [(0, 107), (999, 107), (1000, 7), (1_000_000, 7)] {
             window.expire(at(now), || 0);
@@ -140,7 +138,7 @@ mod tests {
 
     #[test]
     fn each_amount_leaves_in_its_turn() {
-        let window = Window::new(0, 1000, 0);
+        let window = Window::new(0, 1000, 10, 0);
         for slot in 0..10 {
             window.expire(at(slot * 100), || 0);
             window.add(1 << slot);
@@ -154,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_comes_back_when_the_span_is_over() {
-        let window = Window::new(2, 1000, 0);
+        let window = Window::new(2, 1000, 10, 0);
         assert!(window.take(2));
         assert!(!window.take(1));
         window.expire(at(999), || 0);
@@ -166,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_goes_back_changes_nothing() {
-        let window = Window::new(0, 1000, 5000);
+        let window = Window::new(0, 1000, 10, 5000);
         window.add(1);
         window.expire(at(0), || 0);
         assert_eq!(window.total(), 1);

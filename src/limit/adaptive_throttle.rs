@@ -24,7 +24,7 @@ use crate::{
 
 /// Rejects requests locally that the backends would reject.
 ///
-/// It counts the requests of the last two minutes, and how many of them were accepted. While the
+/// It counts the requests of the last ten seconds, and how many of them were accepted. While the
 /// backends accept at least one in K = 2, it rejects nothing. When they accept less, it rejects
 /// requests at random; the backends then see K times what they accept:
 ///
@@ -34,8 +34,13 @@ use crate::{
 ///
 /// An answer that the classifier calls a [failure](Outcome::Failure) was not accepted; every other
 /// answer was. If the backends tell overload from other errors, use a classifier that does so, too.
-/// A request that its caller drops counts as if it had not been sent. Above retries, this layer
-/// judges the final answer to each request. Below them, it also stops retries.
+/// A request counts when it is decided: at its answer, or when it is rejected here. So a burst, or a
+/// backend that takes long, is no reason to reject. A request that its caller drops does not count.
+/// Above retries, this layer judges the final answer to each request. Below them, it also stops
+/// retries.
+///
+/// At least one request a second is let through whatever the counts say. Once the backends work
+/// again, nineteen in twenty requests pass within a minute.
 ///
 /// Cost: one reading of the clock, two atomic operations and an `Arc`; no allocation, and no
 /// waiting for a lock.
@@ -69,6 +74,9 @@ struct ThrottleState {
     k: f64,
     requests: Window,
     accepts: Window,
+    /// When a request is let through that would be rejected, unless another one is sent before. In
+    /// ns.
+    trial_at: AtomicU64,
     seed: u64,
     handles: AtomicU64,
 }
@@ -78,7 +86,7 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// A request that is dropped before it is done counts as if it had not been sent.
+    /// A request that is dropped before it is done does not count.
     pub struct ThrottleFuture<F, K> {
         #[pin]
         state: State<F, K>,
@@ -88,24 +96,18 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, K> {
-        Sent { #[pin] future: F, classify: K, request: Request },
+        Sent { #[pin] future: F, classify: K, shared: Arc<ThrottleState> },
         Rejected { error: Throttled },
     }
 }
 
-/// A request that was sent. It no longer counts if it is dropped unanswered.
-struct Request {
-    shared: Arc<ThrottleState>,
-    answered: bool,
-}
-
 impl AdaptiveThrottleLayer {
-    /// Starts with K = 2, a window of two minutes, and every error as a rejection.
+    /// Starts with K = 2, a window of ten seconds, and every error as a rejection.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             k: 2.0,
-            window: Duration::from_secs(120),
+            window: Duration::from_secs(10),
             classify: ErrorsAreFailures,
             seed: None,
         }
@@ -129,7 +131,11 @@ impl<K> AdaptiveThrottleLayer<K> {
         self
     }
 
-    /// Sets how far back requests count. Default 2 min.
+    /// Sets how far back requests count. Default 10 s.
+    ///
+    /// After an outage the window is full of rejections. With two minutes, as in the book, it takes
+    /// more than five minutes until nearly all requests pass again. With a shorter window, the few
+    /// requests of a quiet client decide more by chance.
     ///
     /// # Panics
     ///
@@ -182,8 +188,9 @@ impl<S, K: Clone> Layer<S> for AdaptiveThrottleLayer<K> {
             classify: self.classify.clone(),
             shared: Arc::new(ThrottleState {
                 k: self.k,
-                requests: Window::new(0, window, now),
-                accepts: Window::new(0, window, now),
+                requests: Window::new(0, window, SLOTS, now),
+                accepts: Window::new(0, window, SLOTS, now),
+                trial_at: AtomicU64::new(0),
                 seed,
                 handles: AtomicU64::new(0),
             }),
@@ -202,7 +209,28 @@ impl ThrottleState {
             self.accepts.expire(at, || 0);
         }
         let (requests, accepts) = (self.requests.total() as f64, self.accepts.total() as f64);
-        ((requests - self.k * accepts) / (requests + 1.0)).max(0.0)
+        let probability = (requests - self.k * accepts) / (requests + 1.0);
+        probability.clamp(0.0, 1.0)
+    }
+
+    /// Returns whether a request is sent. `drawn` is a random number from 0 to 1.
+    fn admits(&self, drawn: f64, probability: f64) -> bool {
+        // Usually so, and then the clock is not read again.
+        if probability == 0.0 {
+            return true;
+        }
+        let (now, trial_at) = (now(), self.trial_at.load(Relaxed));
+        let next = now.saturating_add(TRIAL_INTERVAL);
+        if drawn >= probability {
+            self.trial_at.store(next, Relaxed);
+            return true;
+        }
+        // Of several threads, one succeeds.
+        let swap = || {
+            self.trial_at
+                .compare_exchange(trial_at, next, Relaxed, Relaxed)
+        };
+        now >= trial_at && swap().is_ok()
     }
 }
 
@@ -235,22 +263,18 @@ where
 impl<S, K: Clone> AdaptiveThrottle<S, K> {
     fn send<F>(&mut self, call: impl FnOnce(&mut S) -> F) -> ThrottleFuture<F, K> {
         let probability = self.shared.probability();
-        self.shared.requests.add(1);
         // 53 bits: the precision of an `f64`.
         let drawn = (self.rng.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        let state = if drawn < probability {
-            let error = Throttled::new(probability);
-            State::Rejected { error }
-        } else {
-            let sent = Request {
-                shared: self.shared.clone(),
-                answered: false,
-            };
+        let state = if self.shared.admits(drawn, probability) {
             State::Sent {
                 future: call(&mut self.service),
                 classify: self.classify.clone(),
-                request: sent,
+                shared: self.shared.clone(),
             }
+        } else {
+            self.shared.requests.add(1);
+            let error = Throttled::new(probability);
+            State::Rejected { error }
         };
         ThrottleFuture { state }
     }
@@ -296,23 +320,15 @@ where
             StateProj::Sent {
                 future,
                 classify,
-                request,
+                shared,
             } => {
                 let answer = ready!(future.poll(cx));
-                request.answered = true;
+                shared.requests.add(1);
                 if classify.classify(answer.as_ref()) != Outcome::Failure {
-                    request.shared.accepts.add(1);
+                    shared.accepts.add(1);
                 }
                 Poll::Ready(answer.map_err(Into::into))
             }
-        }
-    }
-}
-
-impl Drop for Request {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.shared.requests.add(-1);
         }
     }
 }
@@ -348,3 +364,10 @@ impl<F, K> fmt::Debug for ThrottleFuture<F, K> {
             .finish_non_exhaustive()
     }
 }
+
+/// The counts are exact to a hundredth of the window. With fewer slots, backends that accept so many
+/// requests in each second would be throttled for too little.
+const SLOTS: usize = 100;
+
+/// In ns. One request a second is a small load, and finds out that the backends work again.
+const TRIAL_INTERVAL: u64 = 1_000_000_000;

@@ -47,6 +47,64 @@ fn an_adaptive_throttle_rejects_what_the_backends_would() {
     }
 }
 
+/// Before, of 10, 100 and 1000 requests at once, 74, 95 and 99 % were rejected, and 93 % of 1000 a
+/// second that take a second each.
+#[tokio::test(start_paused = true)]
+async fn a_healthy_backend_is_not_throttled_for() {
+    let slow = service_fn(|()| async {
+        sleep(secs(1)).await;
+        Ok::<_, BoxError>(())
+    });
+    for at_once in [10, 100, 1000] {
+        let throttle = AdaptiveThrottleLayer::default().layer(slow.clone());
+        let burst = (0..at_once).map(|_| tokio::spawn(throttle.clone().oneshot(())));
+        for answer in burst.collect::<Vec<_>>() {
+            answer.await.unwrap().unwrap();
+        }
+    }
+    for per_second in [100, 1000] {
+        let throttle = AdaptiveThrottleLayer::default().layer(slow.clone());
+        let mut answers = Vec::new();
+        for _ in 0..30 * per_second {
+            answers.push(tokio::spawn(throttle.clone().oneshot(())));
+            sleep(secs(1) / per_second).await;
+        }
+        for answer in answers {
+            answer.await.unwrap().unwrap();
+        }
+    }
+}
+
+/// Before, it took ten minutes.
+#[tokio::test(start_paused = true)]
+async fn a_minute_after_an_outage_all_is_well() {
+    for per_second in [1, 100, 1000] {
+        let works = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_up = works.clone();
+        let backend = service_fn(move |()| {
+            let is_up = is_up.load(std::sync::atomic::Ordering::Relaxed);
+            std::future::ready(is_up.then_some(()).ok_or("down"))
+        });
+        let mut client = AdaptiveThrottleLayer::default().seeded(1).layer(backend);
+        let mut pass = async |seconds: u32| {
+            let mut passed = 0;
+            for _ in 0..seconds * per_second {
+                let probability = client.probability();
+                assert!((0.0..=1.0).contains(&probability), "{probability}");
+                let answer = client.ready().await.unwrap().call(()).await;
+                passed += u32::from(answer.is_ok());
+                sleep(secs(1) / per_second).await;
+            }
+            f64::from(passed) / f64::from(seconds * per_second)
+        };
+        assert_eq!(pass(180).await, 0.0);
+        works.store(true, std::sync::atomic::Ordering::Relaxed);
+        pass(59).await;
+        let passed = pass(10).await;
+        assert!(passed >= 0.95, "{passed} at {per_second} a second");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_given_up_is_as_if_it_had_not_been_throttled_for() {
     let hanging = service_fn(|()| std::future::pending::<Result<(), BoxError>>());
@@ -55,7 +113,7 @@ async fn a_request_given_up_is_as_if_it_had_not_been_throttled_for() {
         assert!(timeout(ms(1), throttle.clone().oneshot(())).await.is_err());
     }
     assert_eq!(throttle.probability(), 0.0);
-    // A backend that fails every request makes the throttle reject nearly all. Two minutes later
+    // A backend that fails every request makes the throttle reject nearly all. Ten seconds later
     // this is forgotten.
     let broken = service_fn(|()| std::future::ready(Err::<(), _>("no")));
     let mut throttle = AdaptiveThrottleLayer::default().layer(broken);
@@ -63,7 +121,7 @@ async fn a_request_given_up_is_as_if_it_had_not_been_throttled_for() {
         throttle.ready().await.unwrap().call(()).await.unwrap_err();
     }
     assert!(throttle.probability() > 0.99);
-    advance(secs(120)).await;
+    advance(secs(10)).await;
     assert_eq!(throttle.probability(), 0.0);
 }
 
