@@ -64,6 +64,15 @@ pub trait CallExcluding<Req>: Service<Req> + SendsElsewhere {
     /// request waits for it like any other request. As with [`call`](Service::call), the service
     /// must be ready.
     fn call_excluding(&mut self, request: Req, tried: &Tried<Self::Address>) -> Self::Future;
+
+    /// Returns whether an endpoint that is not in `tried` is available.
+    ///
+    /// Asked only after a failure. Pass it on to the service below. Default: there is one, as if
+    /// the service did not know.
+    fn has_other(&self, tried: &Tried<Self::Address>) -> bool {
+        let _ = tried;
+        true
+    }
 }
 
 /// Marks services that may stand below [`FailoverLayer`](crate::FailoverLayer) and

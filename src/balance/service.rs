@@ -349,6 +349,13 @@ where
     fn call_excluding(&mut self, request: Req, tried: &Tried<A>) -> Self::Future {
         Self::call_excluding(self, request, tried)
     }
+
+    fn has_other(&self, tried: &Tried<A>) -> bool {
+        let snapshot = self.shared.snapshot();
+        let tried = tried.list();
+        let mut others = snapshot.members.iter().filter(|m| m.is_available());
+        others.any(|member| !tried.contains(member.endpoint()))
+    }
 }
 
 /// The clone has its own random stream and no reservation, because readiness belongs to one handle.

@@ -33,6 +33,8 @@ struct State {
     hash_key: Option<Arc<str>>,
     /// Set by outlier detection and [`Endpoint::eject`].
     ejected: Option<Ejection>,
+    /// Until when the server has asked to get no request.
+    rests: Option<Instant>,
     /// Set by health checks and [`Endpoint::mark_unhealthy`].
     unhealthy: bool,
     /// Set until the first health check has ended, where that is waited for.
@@ -62,6 +64,7 @@ impl<A> Endpoint<A> {
                 priority: target.priority,
                 hash_key: target.hash_key,
                 ejected: None,
+                rests: None,
                 unhealthy: false,
                 unknown: false,
                 silent: false,
@@ -146,8 +149,8 @@ impl<A> Endpoint<A> {
     /// Unlike [`status`](Self::status), it shows an ejection even if a check has failed as well.
     #[must_use]
     pub fn ejection(&self) -> Option<Ejection> {
-        let ejected = self.state().ejected.clone();
-        ejected.filter(|ejection| ejection.until > Instant::now())
+        let ejection = self.state().ejection();
+        ejection.filter(|ejection| ejection.until > Instant::now())
     }
 
     /// Returns when the current [`status`](Self::status) began.
@@ -186,6 +189,15 @@ impl<A> Endpoint<A> {
     /// Ends an ejection; the caller tells of it once it holds no lock.
     pub(crate) fn readmit_untold(&self) -> Notice<A> {
         self.change(|state| state.ejected = None)
+    }
+
+    /// Ejects the endpoint because its server asks for it. Nothing but the end of the time ends it.
+    pub(crate) fn rest_until(&self, until: Instant)
+    where
+        A: fmt::Display,
+    {
+        let later = |state: &mut State| state.rests = state.rests.max(Some(until));
+        self.change(later).tell();
     }
 
     /// Sets whether the endpoint's heartbeats are missing, independently of health checks.
@@ -253,9 +265,9 @@ impl<A: fmt::Display> Endpoint<A> {
     /// Ends an ejection that is over at `now`, and returns weight and status.
     pub(crate) fn weight_and_status(&self, now: Instant) -> (u32, Status) {
         let mut state = self.state();
-        let is_over = |ejection: &Ejection| ejection.until <= now;
-        let change = match state.ejected.as_ref().is_some_and(is_over) {
-            true => state.change(|state| state.ejected = None),
+        let is_over = |ejection: Ejection| ejection.until <= now;
+        let change = match state.ejection().is_some_and(is_over) {
+            true => state.change(|state| (state.ejected, state.rests) = (None, None)),
             false => None,
         };
         let weight_and_status = (state.weight, state.status());
@@ -291,6 +303,9 @@ impl<A: fmt::Display> Notice<A> {
     }
 }
 
+/// The reason of an ejection that the server has asked for.
+const ASKED: &str = "its server asked for a pause";
+
 fn wake(driver: Option<Arc<Notify>>) {
     if let Some(driver) = driver {
         driver.notify_one();
@@ -298,13 +313,26 @@ fn wake(driver: Option<Arc<Notify>>) {
 }
 
 impl State {
+    /// Returns the ejection that lasts longer: that of outlier detection, or the one that the server
+    /// has asked for.
+    fn ejection(&self) -> Option<Ejection> {
+        let rest = self.rests.map(|until| Ejection {
+            until,
+            reason: ASKED.into(),
+        });
+        let ejected = self.ejected.clone();
+        match (ejected, rest) {
+            (Some(ejected), Some(rest)) if ejected.until < rest.until => Some(rest),
+            (ejected, rest) => ejected.or(rest),
+        }
+    }
+
     fn status(&self) -> Status {
-        match &self.ejected {
+        let ejected = self.ejected.as_ref().map(|ejection| ejection.until);
+        match ejected.max(self.rests) {
             _ if self.unhealthy || self.silent => Status::Unhealthy,
             _ if self.unknown => Status::Unknown,
-            Some(ejection) => Status::Ejected {
-                until: ejection.until,
-            },
+            Some(until) => Status::Ejected { until },
             None => Status::Available,
         }
     }

@@ -7,14 +7,15 @@ use std::{
 
 use tower::BoxError;
 
-use super::{Retry, RetryPolicy};
+use super::{Reach, Retry, RetryPolicy};
 use crate::error::NotReady;
 
 /// Sends a request again only if it certainly has not reached a server.
 ///
 /// That is safe for every request. It is so when no endpoint became ready ([`NotReady`]), or when
 /// an [`io::Error`] of the kind connection refused or address not available is among the error and
-/// its sources. Host or network unreachable do not count: an open connection can end with them
+/// its sources. With the feature `http2` it is also so when an HTTP/2 server refused the stream, or
+/// shut down before it began with it (RFC 9113, section 8.7). Host or network unreachable do not count: an open connection can end with them
 /// after its request was executed. Clients may have errors of their own for a connect that timed
 /// out or found no route. Add those with [`also`](Self::also).
 #[derive(Clone, Default)]
@@ -57,27 +58,52 @@ impl ConnectErrors {
         self
     }
 
-    /// Returns whether the error means that nothing was sent.
+    /// Returns whether no server has begun with a request that ended with this error.
     #[must_use]
     pub fn matches(&self, error: &BoxError) -> bool {
+        self.reach_of(error) != Reach::Server
+    }
+
+    pub(crate) fn reach_of(&self, error: &BoxError) -> Reach {
         let mut cause: Option<&(dyn Error + 'static)> = Some(error.as_ref());
         // Bounded, because an error that is its own source would loop for ever.
         for _ in 0..MOST_SOURCES {
-            let Some(error) = cause else {
-                return false;
-            };
+            let Some(error) = cause else { break };
             let io = error.downcast_ref().map(io::Error::kind);
             let mut also = self.also.iter();
+            if is_unprocessed(error) {
+                return Reach::Unprocessed;
+            }
             if io.is_some_and(is_connect)
                 || error.is::<NotReady>()
                 || also.any(|filter| filter.matches(error))
             {
-                return true;
+                return Reach::Unsent;
             }
             cause = error.source();
         }
-        false
+        Reach::Server
     }
+}
+
+/// Returns whether an HTTP/2 server says that it has not begun with the request.
+///
+/// After a GOAWAY of another reason than NO_ERROR, `h2` gives all requests the same error, whether
+/// the server had begun with them or not.
+#[cfg(feature = "http2")]
+fn is_unprocessed(error: &(dyn Error + 'static)) -> bool {
+    let Some(error) = error.downcast_ref::<h2::Error>() else {
+        return false;
+    };
+    let reason = error.reason();
+    let is_refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
+    let is_shut_down = error.is_go_away() && reason == Some(h2::Reason::NO_ERROR);
+    error.is_remote() && (is_refused || is_shut_down)
+}
+
+#[cfg(not(feature = "http2"))]
+const fn is_unprocessed(_: &(dyn Error + 'static)) -> bool {
+    false
 }
 
 impl<F> ErrorFilter for F
@@ -100,6 +126,10 @@ impl<Req, Res> RetryPolicy<Req, Res> for ConnectErrors {
             Err(error) if self.matches(error) => Retry::Yes,
             _ => Retry::No,
         }
+    }
+
+    fn reach(&self, error: &BoxError) -> Reach {
+        self.reach_of(error)
     }
 }
 

@@ -12,8 +12,9 @@ use tower::BoxError;
 use tracing::trace;
 
 use super::{
-    CopyRequest, Retry, RetryPolicy,
+    CopyRequest, Reach, Retry, RetryPolicy,
     error::{Attempt, AttemptsFailed, Stopped, UnwantedAnswer},
+    rest::{rest, spread},
     state::FailoverState,
 };
 use crate::{
@@ -63,6 +64,8 @@ struct Progress<A> {
     /// The endpoints that the tries before this one went to.
     called: Vec<Endpoint<A>>,
     failed: Vec<Attempt>,
+    /// Whether a try has been repeated for free, which happens once at most.
+    had_free_retry: bool,
     /// Ends the try, or the pause.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -127,12 +130,12 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let this = self.as_mut().project();
-            let StateProj::Trying { future } = this.state.project() else {
+            let StateProj::Trying { mut future } = this.state.project() else {
                 ready!(self.as_mut().poll_between(cx))?;
                 continue;
             };
             // 1. Get the answer, or the timeout of the try.
-            let answer = match future.poll(cx) {
+            let answer = match future.as_mut().poll(cx) {
                 Poll::Ready(answer) => answer.map_err(Into::into),
                 Poll::Pending => {
                     ready!(poll_timer(this.progress, cx));
@@ -144,6 +147,21 @@ where
                     }
                 }
             };
+            let asked = answer
+                .as_ref()
+                .ok()
+                .and_then(|r| this.shared.policy.rest(r));
+            if let Some(time) = asked {
+                let called = this.shared.service.called(&future, this.trace);
+                if let Some(endpoint) = called.last() {
+                    rest(
+                        &this.shared.service,
+                        endpoint,
+                        time,
+                        this.shared.draw().unit(),
+                    );
+                }
+            }
             // 2. Usually the answer goes to the caller.
             let retry = match this.copy {
                 Some(request) => this.shared.policy.retry(request, answer.as_ref()),
@@ -246,18 +264,32 @@ where
         let (endpoint, repeated) = progress.take_in(called);
         // 2. Decide whether there is another try.
         let made = progress.failed.len() as u32 + 1;
-        match shared.next_try(retry, made, this.copy.as_ref()) {
+        let next = Next {
+            retry,
+            reach: match &answer {
+                Err(error) if retry != Retry::No => shared.policy.reach(error),
+                _ => Reach::Server,
+            },
+            had_free_retry: progress.had_free_retry,
+            // If it went nowhere, nobody is ready.
+            has_other: endpoint.is_some()
+                && retry != Retry::No
+                && progress
+                    .tried
+                    .as_ref()
+                    .is_none_or(|tried| shared.service.has_other(tried)),
+            made,
+        };
+        match shared.next_try(&next, this.copy.as_ref()) {
             Ok(request) => {
+                progress.had_free_retry |= next.is_free();
                 let error: Result<_, BoxError> =
                     answer.map(|response| shared.policy.reason(&response));
                 let error = error.map_or_else(|error| error, |why| UnwantedAnswer::new(why).into());
                 trace!(endpoint, %error, retry = made, "trying again");
                 let attempt = Attempt::new(endpoint, repeated, error);
                 progress.failed.push(attempt);
-                let pause = match retry {
-                    Retry::After(pause) => pause,
-                    _ => shared.pause(made),
-                };
+                let pause = shared.pause_before(&next);
                 // Where no timer is, there is no pause.
                 progress.timer = (!pause.is_zero()).then(|| timer::start(pause)).flatten();
                 let request = Some(request);
@@ -277,17 +309,56 @@ where
     }
 }
 
+/// What decides on a further try.
+struct Next {
+    retry: Retry,
+    reach: Reach,
+    had_free_retry: bool,
+    /// Whether an endpoint is available that the request has not been sent to.
+    has_other: bool,
+    /// How many tries have been made.
+    made: u32,
+}
+
+impl Next {
+    /// Returns whether the try takes neither an attempt nor budget.
+    fn is_free(&self) -> bool {
+        self.reach == Reach::Unprocessed && !self.had_free_retry
+    }
+
+    /// Returns how many tries count.
+    fn counted(&self) -> u32 {
+        self.made - u32::from(self.had_free_retry)
+    }
+}
+
 impl<S, P, Copier> FailoverState<S, P, Copier> {
+    /// Returns the pause before the next try.
+    fn pause_before(&self, next: &Next) -> Duration {
+        match next.retry {
+            Retry::After(pause) => pause,
+            Retry::Elsewhere(pause) if !next.has_other => spread(pause, self.draw().unit()),
+            _ if next.reach != Reach::Server && next.has_other => Duration::ZERO,
+            _ => self.pause(next.made),
+        }
+    }
+
     /// Returns the request for another try, already paid for, or why there is none.
-    fn next_try<Req>(&self, retry: Retry, made: u32, copy: Option<&Req>) -> Result<Req, Stopped>
+    fn next_try<Req>(&self, next: &Next, copy: Option<&Req>) -> Result<Req, Stopped>
     where
         Copier: CopyRequest<Req>,
     {
-        match retry {
+        let copied = || copy.and_then(|copy| self.copy.copy(copy));
+        let is_too_long = |pause| pause > self.settings.longest_pushback;
+        match next.retry {
             Retry::No | Retry::Forbidden => Err(Stopped::Policy),
-            _ if made >= self.settings.attempts => Err(Stopped::Attempts),
-            Retry::After(pause) if pause > self.settings.longest_pushback => Err(Stopped::Pushback),
-            _ => match copy.and_then(|copy| self.copy.copy(copy)) {
+            _ if next.is_free() => copied().ok_or(Stopped::Policy),
+            _ if next.counted() >= self.settings.attempts => Err(Stopped::Attempts),
+            Retry::After(pause) if is_too_long(pause) => Err(Stopped::Pushback),
+            Retry::Elsewhere(pause) if !next.has_other && is_too_long(pause) => {
+                Err(Stopped::Pushback)
+            }
+            _ => match copied() {
                 None => Err(Stopped::Policy),
                 Some(request) if self.allowance.withdraw() => Ok(request),
                 Some(_) => Err(Stopped::Budget),
@@ -325,6 +396,7 @@ impl<A> Progress<A> {
             tried: None,
             called: Vec::new(),
             failed: Vec::new(),
+            had_free_retry: false,
             timer: None,
         })
     }

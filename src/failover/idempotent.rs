@@ -2,7 +2,7 @@ use std::fmt;
 
 use tower::BoxError;
 
-use super::{ConnectErrors, Retry, RetryPolicy, error::TryTimedOut, policy::is_turned_away};
+use super::{ConnectErrors, Reach, Retry, RetryPolicy, error::TryTimedOut, policy::is_turned_away};
 use crate::outcome::{Classify, ErrorsAreFailures, Outcome};
 
 /// Sends a request again after any failure if it may be executed more than once.
@@ -104,6 +104,10 @@ where
             _ if self.when.matches(request) => Retry::Yes,
             _ => Retry::No,
         }
+    }
+
+    fn reach(&self, error: &BoxError) -> Reach {
+        self.connect.reach_of(error)
     }
 }
 

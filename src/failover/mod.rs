@@ -76,6 +76,7 @@ mod hedge;
 mod idempotent;
 mod layer;
 mod policy;
+mod rest;
 mod service;
 mod state;
 
@@ -86,7 +87,7 @@ pub use self::{
     hedge::{Hedge, HedgeLayer},
     idempotent::{AllRequests, Idempotent, RequestFilter},
     layer::FailoverLayer,
-    policy::{Retry, RetryPolicy},
+    policy::{Reach, Retry, RetryPolicy},
     service::Failover,
 };
 

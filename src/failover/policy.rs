@@ -77,6 +77,41 @@ pub trait RetryPolicy<Req, Res> {
         let _ = response;
         "answered, but not as wanted".into()
     }
+
+    /// Returns how far a request came that ended with this error. Default: to a server.
+    ///
+    /// The answer matters only for errors that are tried again.
+    fn reach(&self, error: &BoxError) -> Reach {
+        let _ = error;
+        Reach::Server
+    }
+
+    /// Returns for how long the server asks to get no request at all. Default: it does not ask.
+    ///
+    /// The endpoint is then ejected for this time, plus up to half of it at random, unless no other
+    /// one is available. At most a minute counts. Must be cheap, because it runs for every answer.
+    #[inline]
+    fn rest(&self, response: &Res) -> Option<Duration> {
+        let _ = response;
+        None
+    }
+}
+
+/// How far a request came that ended with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reach {
+    /// A server may have received it.
+    Server,
+    /// It was not sent, for example because the connection was refused.
+    ///
+    /// A try on another endpoint follows without a pause: no server has been busy with it.
+    Unsent,
+    /// A server received it, and says that it did not begin to process it.
+    ///
+    /// A try on another endpoint follows without a pause. The first one of a request takes neither
+    /// an attempt nor budget (gRFC A6, transparent retries).
+    Unprocessed,
 }
 
 /// What to do about an answer.
@@ -89,8 +124,11 @@ pub enum Retry {
     Forbidden,
     /// Send the request to another endpoint, after the usual pause.
     Yes,
-    /// Send the request to another endpoint after this pause, which the server asked for
-    /// (pushback).
+    /// Send the request to another endpoint, after the usual pause. If no other one is available,
+    /// send it to the same one, but only after this time and up to half of it at random.
+    Elsewhere(Duration),
+    /// Send the request to another endpoint after exactly this pause, which the server asked for
+    /// (gRPC's pushback).
     After(Duration),
 }
 

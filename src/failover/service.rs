@@ -81,6 +81,10 @@ where
         let future = self.service.call_excluding(request, tried);
         FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.clone())
     }
+
+    fn has_other(&self, tried: &Tried<S::Address>) -> bool {
+        self.service.has_other(tried)
+    }
 }
 
 /// The clone is not ready: each handle becomes ready by itself.

@@ -55,9 +55,12 @@ impl<S, P, Copier> FailoverState<S, P, Copier> {
 
     /// Returns the pause before retry number `retry`.
     pub(super) fn pause(&self, retry: u32) -> Duration {
+        self.settings.backoff.pause(retry, self.draw().next())
+    }
+
+    /// Returns a source of random numbers of its own.
+    pub(super) fn draw(&self) -> Rng {
         // Relaxed: the numbers only need to differ.
-        let draw = self.draws.fetch_add(1, Relaxed);
-        let random = Rng::new(self.seed, draw).next();
-        self.settings.backoff.pause(retry, random)
+        Rng::new(self.seed, self.draws.fetch_add(1, Relaxed))
     }
 }

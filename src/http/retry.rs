@@ -7,18 +7,23 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header::RETRY_AFTER
 use tower::BoxError;
 
 use super::retry_after;
-use crate::failover::{ConnectErrors, Idempotent, Retry, RetryPolicy};
+use crate::failover::{ConnectErrors, Idempotent, Reach, Retry, RetryPolicy};
 
 /// Retries HTTP requests: idempotent ones after failures, all others only after errors of
 /// connecting.
 ///
 /// | what happened | GET, HEAD, OPTIONS, TRACE, PUT, DELETE | any other method |
 /// |---|---|---|
-/// | connecting failed; no endpoint became ready | yes | yes |
+/// | connecting failed; no endpoint became ready; with the feature `http2`, no server began with it | yes, without a pause | yes, without a pause |
 /// | another error, or the try's own timeout | yes, except errors of the balancer, such as `NoEndpoints` | no |
-/// | 502, 503, 504; 429 with `Retry-After` | yes, after `Retry-After` if there is one | no |
+/// | 502, 503, 504; 429 with `Retry-After` | yes; after `Retry-After` if no other endpoint is left | no |
 /// | any other status | no | no |
 /// | such a status, with the header `grpc-retry-pushback-ms` | yes, after that time; no if it is not a number | no |
+///
+/// After a 503 with `Retry-After` the endpoint gets no request at all for that time, as long as
+/// another one is available; at most a minute counts. A 429 is about the caller, so only this
+/// request avoids the endpoint. Up to half of a `Retry-After` is added at random, because a server
+/// tells all its clients the same time.
 ///
 /// With [`grpc`](Self::grpc), an answer UNAVAILABLE is retried too, and all methods count as
 /// idempotent, because every gRPC method is a POST. Use it only if all methods that are called may
@@ -116,9 +121,21 @@ impl<B, R> RetryPolicy<Request<B>, Response<R>> for HttpRetry {
                 }),
             None => {
                 let pause = retry_after(headers, SystemTime::now());
-                pause.map_or(Retry::Yes, Retry::After)
+                pause.map_or(Retry::Yes, Retry::Elsewhere)
             }
         }
+    }
+
+    fn reach(&self, error: &BoxError) -> Reach {
+        self.connect.reach_of(error)
+    }
+
+    #[inline]
+    fn rest(&self, response: &Response<R>) -> Option<Duration> {
+        if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+            return None;
+        }
+        retry_after(response.headers(), SystemTime::now())
     }
 
     fn reason(&self, response: &Response<R>) -> Cow<'static, str> {

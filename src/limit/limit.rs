@@ -170,6 +170,10 @@ where
     fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {
         self.send(|service| service.call_excluding(request, tried))
     }
+
+    fn has_other(&self, tried: &Tried<S::Address>) -> bool {
+        self.service.has_other(tried)
+    }
 }
 
 impl<F, T, E> Future for LimitFuture<F>

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty};
 use tokio::time::Instant;
-use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
     AttemptsFailed, BalanceLayer, Endpoint, FailoverLayer, PendingRequestsLayer, RoundRobin, each,
     failover::{Retry, RetryPolicy},
@@ -63,18 +63,18 @@ fn statuses_are_tried_again_as_the_table_says() {
 fn pushback_is_read_from_headers() {
     let policy = HttpRetry::new();
     let after = |value: &str| judge(&policy, Method::GET, 503, &[("retry-after", value)]);
-    assert_eq!(after("7"), Retry::After(Duration::from_secs(7)));
-    assert_eq!(after("0"), Retry::After(Duration::ZERO));
+    assert_eq!(after("7"), Retry::Elsewhere(Duration::from_secs(7)));
+    assert_eq!(after("0"), Retry::Elsewhere(Duration::ZERO));
     assert_eq!(
         after("Sun, 06 Nov 1994 08:49:37 GMT"),
-        Retry::After(Duration::ZERO)
+        Retry::Elsewhere(Duration::ZERO)
     );
     assert_eq!(after("soon"), Retry::Yes);
     let limited = |headers: &[(&'static str, &str)]| judge(&policy, Method::GET, 429, headers);
     assert_eq!(limited(&[]), Retry::No);
     assert_eq!(
         limited(&[("retry-after", "2")]),
-        Retry::After(Duration::from_secs(2))
+        Retry::Elsewhere(Duration::from_secs(2))
     );
     assert_eq!(
         judge(&policy, Method::POST, 503, &[("retry-after", "7")]),
@@ -151,6 +151,134 @@ fn retry_after_is_seconds_or_a_date() {
         assert_eq!(read(value, now), expected, "{value:?}");
     }
     assert_eq!(retry_after(&HeaderMap::new(), now), None);
+}
+
+type Answers = Arc<Mutex<Vec<(u16, Option<&'static str>)>>>;
+
+/// Makes clients of servers `0..`, which answer with these statuses and `Retry-After`s, from a seed.
+/// Also a watcher.
+macro_rules! answering {
+    ($answers:expr, $calls:expr) => {{
+        let (answers, calls): (Answers, Calls) = ($answers.clone(), $calls.clone());
+        let n = answers.lock().unwrap().len();
+        let balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..n))
+            .service(move |endpoint: &Endpoint<usize>| {
+                let (name, answers, calls) = (*endpoint.address(), answers.clone(), calls.clone());
+                service_fn(move |_: Request<()>| {
+                    calls.lock().unwrap().push(name);
+                    let (status, after) = answers.lock().unwrap()[name];
+                    let mut response = Response::builder().status(status);
+                    if let Some(after) = after {
+                        response = response.header("retry-after", after);
+                    }
+                    std::future::ready(response.body(()))
+                })
+            });
+        let watcher = balance.watcher_without_loads();
+        // Each layer has a budget of its own.
+        let client = move |seed| {
+            let failover = FailoverLayer::new(HttpRetry::new()).seeded(seed);
+            failover.layer(balance.clone())
+        };
+        (client, watcher)
+    }};
+}
+
+/// Before, the caller got the answer with two servers idle.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_for_a_pause_has_it_and_the_others_serve() {
+    let answers: Answers = Arc::new(Mutex::new(vec![(503, Some("6")), (200, None), (200, None)]));
+    let calls = Calls::default();
+    let (client, watcher) = answering!(answers, calls);
+    let client = client(1);
+    let start = Instant::now();
+    let answer = client.clone().oneshot(Request::new(())).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(
+        start.elapsed() <= Duration::from_millis(25),
+        "usual backoff"
+    );
+    let ejection = watcher.members()[0].endpoint().ejection().unwrap();
+    assert_eq!(&*ejection.reason, "its server asked for a pause");
+    let rests = ejection.until - start;
+    assert!(
+        (Duration::from_secs(6)..=Duration::from_secs(9)).contains(&rests),
+        "{rests:?}"
+    );
+    for _ in 0..55 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.clone().oneshot(Request::new(())).await.unwrap();
+    }
+    assert_eq!(calls.lock().unwrap().iter().filter(|&&c| c == 0).count(), 1);
+    answers.lock().unwrap()[0] = (200, None);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    client.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(calls.lock().unwrap().last(), Some(&0), "it is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_hours_is_a_minute_and_the_last_one_has_none() {
+    let answers: Answers = Arc::new(Mutex::new(vec![(503, Some("7200")); 2]));
+    let (client, watcher) = answering!(answers, Calls::default());
+    let client = client(1);
+    let start = Instant::now();
+    let answer = client.clone().oneshot(Request::new(())).await;
+    assert_eq!(answer.unwrap().status(), 503);
+    let rests: Vec<_> = watcher
+        .members()
+        .iter()
+        .map(|member| {
+            member
+                .endpoint()
+                .ejection()
+                .map(|e| (e.until - start).as_secs())
+        })
+        .collect();
+    assert!(
+        rests[0].is_some_and(|secs| (60..=90).contains(&secs)),
+        "{rests:?}"
+    );
+    assert_eq!(rests[1], None);
+}
+
+/// A quota is the caller's: other requests go on there.
+#[tokio::test(start_paused = true)]
+async fn a_spent_quota_binds_this_request_alone() {
+    let answers: Answers = Arc::new(Mutex::new(vec![(429, Some("60")), (200, None)]));
+    let calls = Calls::default();
+    let (client, watcher) = answering!(answers, calls);
+    let client = client(1);
+    for _ in 0..3 {
+        let answer = client.clone().oneshot(Request::new(())).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    assert_eq!(*calls.lock().unwrap(), [0, 1, 0, 1, 0, 1]);
+    assert!(watcher.members()[0].endpoint().ejection().is_none());
+}
+
+/// Before, five hundred clients that were told `1` came back within one millisecond.
+#[tokio::test(start_paused = true)]
+async fn clients_that_are_told_one_time_come_back_apart() {
+    let answers: Answers = Arc::new(Mutex::new(vec![(503, Some("1"))]));
+    let (client, _) = answering!(answers, Calls::default());
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let start = Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for seed in 0..500 {
+        let (client, times) = (client(seed), times.clone());
+        clients.spawn(async move {
+            client.oneshot(Request::new(())).await.unwrap();
+            times.lock().unwrap().push(start.elapsed().as_millis());
+        });
+    }
+    clients.join_all().await;
+    let mut times = std::mem::take(&mut *times.lock().unwrap());
+    times.sort_unstable();
+    // Each has waited twice, for 1 to 1.5 s.
+    assert!(times[0] >= 2000 && times[499] <= 3010, "{times:?}");
+    assert!(times[450] - times[50] > 400, "{times:?}");
 }
 
 /// A body that is not `Clone` and counts how many of its frames were read.

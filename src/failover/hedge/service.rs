@@ -82,6 +82,10 @@ where
             self.shared.clone(),
         )
     }
+
+    fn has_other(&self, tried: &Tried<S::Address>) -> bool {
+        self.service.has_other(tried)
+    }
 }
 
 /// The clone is not ready: each handle becomes ready by itself.

@@ -23,7 +23,9 @@ impl<S, P, Copier> HedgeState<S, P, Copier> {
                 self.allowance.succeeded();
             }
             Retry::No => {}
-            Retry::Forbidden | Retry::Yes | Retry::After(_) => self.allowance.failed(),
+            Retry::Forbidden | Retry::Yes | Retry::Elsewhere(_) | Retry::After(_) => {
+                self.allowance.failed();
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use tower::{
 };
 use tower_lb::{
     budget::TokenThrottle,
-    failover::{Retry, RetryPolicy, Stopped, TryTimedOut},
+    failover::{Reach, Retry, RetryPolicy, Stopped, TryTimedOut},
     hash::{Maglev, Rendezvous, RingHash},
     *,
 };

@@ -88,12 +88,12 @@ async fn an_answer_that_no_further_try_betters_is_the_callers() {
 
 #[tokio::test(start_paused = true)]
 async fn pauses_are_random_and_within_their_range() {
-    let broken = Act::Fail(ErrorKind::ConnectionRefused);
+    let broken = Act::Fail(ErrorKind::BrokenPipe);
     let (_, make) = backends(move |_| (Duration::ZERO, broken));
     let pauses = |seed, base, max| {
         let client = ServiceBuilder::new()
             .layer(
-                FailoverLayer::new(ConnectErrors::default())
+                FailoverLayer::new(Idempotent::all())
                     .backoff(ms(base), ms(max))
                     .attempts(5)
                     .budget(Budget::builder().minimum(1_000_000).build())
@@ -121,6 +121,68 @@ async fn pauses_are_random_and_within_their_range() {
     assert!(differing.len() > 100);
     assert_eq!(pauses(7, 25, 250).await, default, "of the same seed");
     assert!(pauses(7, 0, 250).await.iter().all(Duration::is_zero));
+}
+
+/// No server has been busy with the request. Where nobody else is left, the usual pause follows.
+#[tokio::test(start_paused = true)]
+async fn a_refused_connection_is_followed_by_no_pause_before_a_try_elsewhere() {
+    for (endpoints, has_pause) in [(3, false), (1, true)] {
+        let (calls, make) = backends(|endpoint| match endpoint {
+            2 => (Duration::ZERO, Act::Answer(200)),
+            _ => (Duration::ZERO, Act::Fail(ErrorKind::ConnectionRefused)),
+        });
+        let client = ServiceBuilder::new()
+            .layer(FailoverLayer::new(ConnectErrors::default()).seeded(1))
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..endpoints))
+            .service(make);
+        let start = Instant::now();
+        assert_eq!(client.oneshot(Post).await.is_ok(), endpoints == 3);
+        assert_eq!(calls.lock().unwrap().len(), 3);
+        assert_eq!(start.elapsed() > Duration::ZERO, has_pause);
+    }
+}
+
+/// Knows the error of a server that has not begun with a request.
+#[derive(Clone)]
+struct NotBegun;
+
+impl<Req, Res> RetryPolicy<Req, Res> for NotBegun {
+    fn is_idempotent(&self, _: &Req) -> bool {
+        false
+    }
+
+    fn retry(&self, _: &Req, answer: Result<&Res, &BoxError>) -> Retry {
+        answer.map_or(Retry::Yes, |_| Retry::No)
+    }
+
+    fn reach(&self, _: &BoxError) -> Reach {
+        Reach::Unprocessed
+    }
+}
+
+/// gRFC A6, transparent retries.
+#[tokio::test(start_paused = true)]
+async fn the_first_try_that_no_server_began_takes_no_attempt_and_no_budget() {
+    for (attempts, minimum, expected) in [(1, 0, 2), (3, 0, 2), (3, 10, 4)] {
+        let (calls, make) = backends(|_| (Duration::ZERO, Act::Fail(ErrorKind::ConnectionReset)));
+        let budget = Budget::builder().ratio(0.0).minimum(minimum).build();
+        let client = ServiceBuilder::new()
+            .layer(
+                FailoverLayer::new(NotBegun)
+                    .attempts(attempts)
+                    .budget(budget.clone()),
+            )
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..9))
+            .service(make);
+        let start = Instant::now();
+        let error = client.oneshot(Post).await.unwrap_err();
+        assert_eq!(calls.lock().unwrap().len(), expected, "{error}");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let spent = f64::from(minimum) * 10.0 - budget.balance();
+        assert_eq!(spent, expected.saturating_sub(2) as f64);
+    }
 }
 
 #[tokio::test(start_paused = true)]
