@@ -74,12 +74,14 @@ async fn main() -> Result<(), BoxError> {
     println!("ten streams: {:?}", counts.collect::<Vec<_>>());
     drop(open);
 
-    // 4. With failover: a call that could not connect goes to another server. tonic's bodies are
-    //    not `Clone`. They need not be, because nothing of the failed call was sent.
+    // 4. With failover: a call that no server has begun goes to another one. tonic's bodies are not
+    //    `Clone`, so up to 64 KiB of each are kept.
     let servers = three_servers().await?;
     let (_addresses, rx) = watch::channel(servers.iter().map(|s| s.address).collect());
     let client = ServiceBuilder::new()
-        .map_request(|request: Request<Body>| request.map(UnsentBody::new))
+        .map_request(|request: Request<Body>| {
+            request.map(|body| UnsentBody::buffered(body, 64 * 1024))
+        })
         .layer(FailoverLayer::new(HttpRetry::new()).copy_with(UnsentBody::copy_request))
         .layer(BalanceLayer::new(LeastLoaded::default()))
         .layer(each(

@@ -6,3 +6,4 @@ mod completion;
 #[path = "../../../http/support.rs"]
 mod support;
 mod tls;
+mod unprocessed;
