@@ -62,12 +62,28 @@ impl Allowance {
     /// Pays for a hedge. Returns whether it is allowed.
     pub(crate) fn hedge(&self) -> bool {
         match self {
-            Self::Budget(budget) => budget.withdraw(),
+            Self::Budget(budget) => budget.hedge(),
             Self::Throttle(throttle) => throttle.allows(),
         }
     }
 
     /// Returns the payment for a hedge that was not sent.
+    pub(crate) fn give_hedge_back(&self) {
+        match self {
+            Self::Budget(budget) => budget.give_hedge_back(),
+            Self::Throttle(_) => {}
+        }
+    }
+
+    /// Pays for a try after a failure that is counted already. Returns whether it is allowed.
+    pub(crate) fn second_try(&self) -> bool {
+        match self {
+            Self::Budget(budget) => budget.withdraw(),
+            Self::Throttle(throttle) => throttle.allows(),
+        }
+    }
+
+    /// Returns the payment for a try that was not sent.
     pub(crate) fn give_back(&self) {
         match self {
             Self::Budget(budget) => budget.give_back(),

@@ -2,7 +2,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     thread_number::thread_number,
-    tokens::{TOKEN, Tokens},
+    tokens::{SLOTS, TOKEN, Tokens},
+    window::Window,
 };
 use crate::clock;
 
@@ -49,6 +50,8 @@ pub struct Budget {
 struct BudgetState {
     settings: BudgetBuilder,
     tokens: Tokens,
+    /// How many hedges have been paid within the ttl.
+    hedges: Window,
 }
 
 /// Configures a [`Budget`]; made by [`Budget::builder`].
@@ -112,6 +115,27 @@ impl Budget {
             .withdraw(thread_number(), clock::now_from)
     }
 
+    /// Withdraws one hedge if that leaves retries at least as much as hedges have had.
+    ///
+    /// A hedge makes a slow answer faster. A retry that is not allowed is an error, so retries come
+    /// first.
+    pub(crate) fn hedge(&self) -> bool {
+        let hedges = &self.shared.hedges;
+        hedges.expire(clock::now_from, || 0);
+        let with_this_one = (hedges.total() + 1) as f64;
+        let is_paid = self.balance() - 1.0 >= with_this_one && self.withdraw();
+        if is_paid {
+            hedges.add(1);
+        }
+        is_paid
+    }
+
+    /// Gives back the withdrawal for a hedge that was not sent.
+    pub(crate) fn give_hedge_back(&self) {
+        self.shared.hedges.add(-1);
+        self.give_back();
+    }
+
     /// Gives back the withdrawal for a retry that was not made.
     pub(crate) fn give_back(&self) {
         self.shared.tokens.give_back();
@@ -166,14 +190,21 @@ impl BudgetBuilder {
     /// Builds the budget.
     #[must_use]
     pub fn build(self) -> Budget {
+        let reserve = f64::from(self.minimum) * self.ttl.as_secs_f64();
+        self.with_reserve(reserve)
+    }
+
+    /// Builds the budget with so many retries for each `ttl`, whatever the minimum.
+    pub(crate) fn with_reserve(self, reserve: f64) -> Budget {
         // At most a thirtieth of what an `i64` holds, at the largest minimum and the longest ttl.
-        let reserve = (f64::from(self.minimum) * self.ttl.as_secs_f64() * TOKEN as f64) as i64;
+        let reserve = (reserve * TOKEN as f64) as i64;
         let deposit = (self.ratio * TOKEN as f64).round() as i64;
-        let ttl_nanos = self.ttl.as_nanos() as u64;
+        let (ttl_nanos, now) = (self.ttl.as_nanos() as u64, clock::now());
         Budget {
             shared: Arc::new(BudgetState {
                 settings: self,
-                tokens: Tokens::new(reserve, deposit, ttl_nanos, clock::now()),
+                tokens: Tokens::new(reserve, deposit, ttl_nanos, now),
+                hedges: Window::new(0, ttl_nanos, SLOTS, now),
             }),
             deposits: Deposits::Counted,
         }

@@ -156,7 +156,7 @@ impl Purse {
 pub(super) const TOKEN: i64 = 1_000_000;
 
 /// An amount counts for nine tenths of the ttl at least.
-const SLOTS: usize = 10;
+pub(super) const SLOTS: usize = 10;
 
 /// As many threads as send at once on all but the largest machines. Any others deposit to `all`.
 #[cfg(not(all(test, tower_lb_loom)))]

@@ -1,12 +1,18 @@
 //! Nobody starves: endpoints that join, restart or weigh little get what is due to them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, sleep_until},
 };
-use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_lb::*;
 
 use crate::support::*;
@@ -49,6 +55,7 @@ async fn a_newcomer_soon_has_its_share_of_peak_ewma() {
 /// A server that works on one request at a time, and refuses connections while it restarts.
 #[derive(Clone)]
 struct Worker {
+    calls: Arc<AtomicUsize>,
     free: Arc<Semaphore>,
     down_until: Arc<std::sync::Mutex<Instant>>,
 }
@@ -56,12 +63,14 @@ struct Worker {
 impl Worker {
     fn new() -> Self {
         Self {
+            calls: Arc::default(),
             free: Arc::new(Semaphore::new(1)),
             down_until: Arc::new(std::sync::Mutex::new(Instant::now())),
         }
     }
 
     async fn work(self, time: Duration) -> Result<(), std::io::Error> {
+        self.calls.fetch_add(1, Relaxed);
         if Instant::now() < *self.down_until.lock().unwrap() {
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
@@ -71,21 +80,62 @@ impl Worker {
     }
 }
 
-/// Returns the 99th percentile and the number of errors at a load of .5, in ms.
-async fn p99(restarts: bool) -> (u128, usize) {
+/// How a run at a load of .5 went.
+struct Run {
+    /// In ms.
+    p99: u128,
+    errors: usize,
+    /// Calls for each request.
+    load: f64,
+}
+
+/// The stack under test, over workers `0..5`.
+type Stack = fn(Vec<Worker>) -> BoxCloneSyncService<Duration, (), BoxError>;
+
+/// A balancer over the workers, with a tracker.
+macro_rules! balance {
+    ($workers:expr, $tracker:expr) => {{
+        let workers: Vec<Worker> = $workers;
+        ServiceBuilder::new()
+            .layer(BalanceLayer::new(p2c(1)))
+            .layer(OutlierLayer::default().seeded(1))
+            .layer(each($tracker))
+            .layer(fixed(0..5))
+            .service(move |endpoint: &Endpoint<usize>| {
+                let worker = workers[*endpoint.address()].clone();
+                service_fn(move |time| worker.clone().work(time))
+            })
+    }};
+}
+
+fn failover(workers: Vec<Worker>) -> BoxCloneSyncService<Duration, (), BoxError> {
+    let layer = FailoverLayer::new(ConnectErrors::default()).seeded(1);
+    BoxCloneSyncService::new(layer.layer(balance!(workers, PeakEwmaLayer::default())))
+}
+
+fn hedged(workers: Vec<Worker>) -> BoxCloneSyncService<Duration, (), BoxError> {
+    let budget = Budget::new();
+    let stack = ServiceBuilder::new()
+        .layer(HedgeLayer::after(ms(60), Idempotent::all()).budget(budget.drawing()))
+        .layer(
+            FailoverLayer::new(Idempotent::all())
+                .budget(budget)
+                .seeded(1),
+        )
+        .service(balance!(workers, PeakEwmaLayer::default()));
+    BoxCloneSyncService::new(stack)
+}
+
+fn pending(workers: Vec<Worker>) -> BoxCloneSyncService<Duration, (), BoxError> {
+    let layer = FailoverLayer::new(ConnectErrors::default()).seeded(1);
+    BoxCloneSyncService::new(layer.layer(balance!(workers, PendingRequestsLayer::default())))
+}
+
+async fn run(stack: Stack, restarts: bool) -> Run {
     const SECONDS: u32 = 120;
     let workers: Vec<_> = (0..5).map(|_| Worker::new()).collect();
-    let of = workers.clone();
-    let client = ServiceBuilder::new()
-        .layer(FailoverLayer::new(ConnectErrors::default()).seeded(1))
-        .layer(BalanceLayer::new(p2c(1)))
-        .layer(OutlierLayer::default().seeded(1))
-        .layer(each(PeakEwmaLayer::default()))
-        .layer(fixed(0..5))
-        .service(move |endpoint: &Endpoint<usize>| {
-            let worker = of[*endpoint.address()].clone();
-            service_fn(move |time| worker.clone().work(time))
-        });
+    let client = stack(workers.clone());
+    let all = workers.clone();
     if restarts {
         tokio::spawn(async move {
             for worker in workers.iter().cycle() {
@@ -125,16 +175,37 @@ async fn p99(restarts: bool) -> (u128, usize) {
         }
     }
     took.sort_unstable();
-    (took[took.len() * 99 / 100], errors)
+    let calls: usize = all.iter().map(|worker| worker.calls.load(Relaxed)).sum();
+    Run {
+        p99: took[took.len() * 99 / 100],
+        errors,
+        load: calls as f64 / (took.len() + errors) as f64,
+    }
 }
 
+/// Before, the p99 was more than twice as high, and one of `PendingRequests` suffered from ejections
+/// of 30 s.
 #[tokio::test(start_paused = true)]
 async fn restarts_in_turn_do_not_show() {
-    let (quiet, _) = p99(false).await;
-    let (busy, errors) = p99(true).await;
-    println!("{quiet} ms, with restarts {busy} ms, {errors} errors");
+    for stack in [failover as Stack, pending] {
+        let quiet = run(stack, false).await;
+        let busy = run(stack, true).await;
+        println!(
+            "{} ms, with restarts {} ms, {} errors",
+            quiet.p99, busy.p99, busy.errors
+        );
+        assert_eq!(busy.errors, 0);
+        assert!(busy.p99 as f64 <= 1.2 * quiet.p99 as f64);
+    }
+}
+
+/// Hedges and retries share a budget. Before, hedges spent it all, and requests failed.
+#[tokio::test(start_paused = true)]
+async fn hedges_leave_retries_what_they_need() {
+    let Run { p99, errors, load } = run(hedged, true).await;
+    println!("{p99} ms, {errors} errors, {load} calls a request");
     assert_eq!(errors, 0);
-    assert!(busy as f64 <= 1.2 * quiet as f64, "{busy}");
+    assert!(load <= 1.15, "{load}");
 }
 
 /// Latencies of like servers differ by chance. Before, the weight counted twice, in the draw and in

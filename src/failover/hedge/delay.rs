@@ -31,6 +31,15 @@ impl Delay {
         }
     }
 
+    /// Returns the share of requests that take longer; `None` for a fixed delay.
+    pub(super) fn wanted_share(&self) -> Option<f64> {
+        match self {
+            Self::Fixed(_) => None,
+            #[cfg(feature = "hdrhistogram")]
+            Self::Measured(measured) => Some(1.0 - measured.share()),
+        }
+    }
+
     pub(super) fn begin(&self) -> Began {
         Began(match self {
             Self::Fixed(_) => None,
@@ -101,6 +110,10 @@ mod measured {
                     unread: 0,
                 }),
             }
+        }
+
+        pub(super) const fn share(&self) -> f64 {
+            self.share
         }
 
         pub(super) fn delay(&self) -> Option<Duration> {

@@ -13,7 +13,7 @@ use tracing::trace;
 
 use super::{delay::Began, state::HedgeState};
 use crate::{
-    budget::Allowance,
+    budget::{Allowance, Budget},
     endpoint::Endpoint,
     failover::{
         CopyRequest, Retry, RetryPolicy,
@@ -49,6 +49,10 @@ pin_project! {
         failed: Vec<Failed<S::Response>>,
         began: Began,
         timer: Option<Pin<Box<Sleep>>>,
+        // Whether the first try has taken longer than the delay.
+        is_late: bool,
+        // Whether there is no hedge because many others are as slow.
+        is_slow_alike: bool,
         shared: Arc<HedgeState<S, P, Copier>>,
     }
 }
@@ -72,9 +76,11 @@ pin_project! {
     }
 }
 
-/// The payment for a hedge. Dropping it returns the payment if the hedge was never sent.
+/// The payment for a second try. Dropping it returns the payment if the try was never sent.
 struct Payment<A> {
     allowance: Allowance,
+    /// The hedges' own share; `None` for a try after a failure, which is a retry.
+    share: Option<Budget>,
     tried: Tried<A>,
     known: usize,
 }
@@ -118,6 +124,8 @@ where
             failed: Vec::new(),
             began: shared.delay.begin(),
             timer: None,
+            is_late: false,
+            is_slow_alike: false,
             shared,
         }
     }
@@ -192,7 +200,12 @@ where
                     return Poll::Ready(self.after(Which::Second, answer));
                 }
                 // Paid for only now, because it goes out now.
-                let Some(request) = request.take().filter(|_| this.shared.allowance.hedge()) else {
+                let is_hedge = this.failed.is_empty();
+                let is_paid = match is_hedge {
+                    true => this.shared.pay_for_hedge(),
+                    false => this.shared.allowance.second_try(),
+                };
+                let Some(request) = request.take().filter(|_| is_paid) else {
                     this.second.set(Second::Over);
                     return Poll::Ready(None);
                 };
@@ -200,6 +213,7 @@ where
                 this.known[1] = this.tried.len();
                 let payment = Payment {
                     allowance: this.shared.allowance.clone(),
+                    share: is_hedge.then(|| this.shared.share.clone()),
                     tried: this.tried.clone(),
                     known: this.known[1],
                 };
@@ -218,11 +232,12 @@ where
         }
     }
 
-    /// Drops both tries, so that they no longer count as in flight.
+    /// Counts the answer, and drops both tries, so that they no longer count as in flight.
     fn finish(self: Pin<&mut Self>, answer: Answer<S, Req>) -> Poll<Answer<S, Req>> {
         let mut this = self.project();
         this.first.set(First::Over);
         this.second.set(Second::Over);
+        this.shared.slow.note(*this.is_late);
         Poll::Ready(answer)
     }
 
@@ -270,6 +285,9 @@ where
     /// If not, a timer or the first try has registered the waker.
     fn poll_delay(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
         let this = self.project();
+        if *this.is_slow_alike && this.failed.is_empty() {
+            return false;
+        }
         if this.timer.is_none() {
             if !this.failed.is_empty() {
                 return true;
@@ -292,6 +310,12 @@ where
             // wait just as long.
             let delay = this.shared.delay.get().unwrap_or_default();
             *this.timer = timer::start(delay.max(SHORTEST_WAIT));
+        }
+        if this.failed.is_empty() {
+            *this.is_late = true;
+            // Then only a failure sends the second request. The first try wakes the task.
+            *this.is_slow_alike = this.shared.slow.are_many(this.shared.wanted);
+            return !*this.is_slow_alike;
         }
         true
     }
@@ -334,8 +358,15 @@ where
 
 impl<A> Drop for Payment<A> {
     fn drop(&mut self) {
-        if self.tried.len() == self.known {
-            self.allowance.give_back();
+        if self.tried.len() != self.known {
+            return;
+        }
+        match &self.share {
+            Some(share) => {
+                share.give_back();
+                self.allowance.give_hedge_back();
+            }
+            None => self.allowance.give_back(),
         }
     }
 }

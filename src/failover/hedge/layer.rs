@@ -2,7 +2,7 @@ use std::{fmt, time::Duration};
 
 use tower::Layer;
 
-use super::{delay::Delay, service::Hedge, state::HedgeState};
+use super::{delay::Delay, service::Hedge, slow::SlowAnswers, state::HedgeState};
 use crate::{
     budget::{Allowance, Budget},
     failover::ByClone,
@@ -20,7 +20,14 @@ use crate::{
 /// such an answer comes before the second request was sent, the second request goes out at once, or
 /// after the pause that the server asked for.
 ///
-/// Hedges are paid from a [`Budget`]. When it is spent, the request waits for its first try.
+/// Hedges are limited in three ways. When they are, the request waits for its first try.
+///
+/// - They are at most a [`ratio`](Self::ratio) of the requests of the last minute, plus ten.
+/// - They are paid from a [`Budget`], of which they leave at least half for retries.
+/// - There are none while more than three times the wanted share of the last 64 answers took longer
+///   than the delay (and more than five). Then the servers are overloaded or restarting, and
+///   not only the slowest few are slow. The wanted share is 1 minus the quantile, or the ratio for a
+///   fixed delay.
 ///
 /// Place it above a balancer, or above a [`Failover`](crate::failover::Failover) over one. In the
 /// second case, give one of the two layers a [drawing](Budget::drawing) clone of the same budget.
@@ -62,6 +69,7 @@ pub struct HedgeLayer<P, Copier = ByClone> {
     delay: Delay,
     longest_pushback: Duration,
     allowance: Allowance,
+    ratio: f64,
 }
 
 impl<P> HedgeLayer<P> {
@@ -104,6 +112,7 @@ impl<P> HedgeLayer<P> {
             delay,
             longest_pushback: Duration::from_secs(5),
             allowance: Allowance::Budget(Budget::new()),
+            ratio: 0.1,
         }
     }
 }
@@ -123,6 +132,7 @@ impl<P, Copier> HedgeLayer<P, Copier> {
             delay: self.delay,
             longest_pushback: self.longest_pushback,
             allowance: self.allowance,
+            ratio: self.ratio,
         }
     }
 
@@ -138,10 +148,30 @@ impl<P, Copier> HedgeLayer<P, Copier> {
     /// Sets the [`Budget`] or gRPC's [`TokenThrottle`](crate::budget::TokenThrottle) that allows
     /// hedges.
     ///
-    /// Default: a new budget for this layer, with the defaults.
+    /// Default: a new budget for this layer, with the defaults. Of a budget that is shared with
+    /// retries, hedges take at most half.
     #[must_use]
     pub fn budget(mut self, budget: impl Into<Allowance>) -> Self {
         self.allowance = budget.into();
+        self
+    }
+
+    /// Sets how many hedges there are at most for each request. Default .1.
+    ///
+    /// Ten hedges a minute are allowed in addition, for clients that send little. With a larger
+    /// value, hedges are more load when many requests are slow.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in 0 to 1.
+    #[must_use]
+    #[track_caller]
+    pub fn ratio(mut self, ratio: f64) -> Self {
+        assert!(
+            (0.0..=1.0).contains(&ratio),
+            "hedges are a share in 0 to 1, not {ratio}"
+        );
+        self.ratio = ratio;
         self
     }
 }
@@ -162,6 +192,12 @@ where
             delay: self.delay.clone(),
             longest_pushback: self.longest_pushback,
             allowance: self.allowance.clone(),
+            share: Budget::builder()
+                .ttl(SHARE_OF)
+                .ratio(self.ratio)
+                .with_reserve(MOST_FREE),
+            wanted: self.delay.wanted_share().unwrap_or(self.ratio),
+            slow: SlowAnswers::default(),
         };
         Hedge::new(service, shared)
     }
@@ -176,3 +212,9 @@ impl<P: fmt::Debug, Copier> fmt::Debug for HedgeLayer<P, Copier> {
             .finish_non_exhaustive()
     }
 }
+
+/// The time of which hedges are a share. It is far longer than any delay.
+const SHARE_OF: Duration = Duration::from_secs(60);
+
+/// How many hedges are allowed in this time, however few requests there are.
+const MOST_FREE: f64 = 10.0;

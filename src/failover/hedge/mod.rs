@@ -4,6 +4,7 @@ mod delay;
 mod future;
 mod layer;
 mod service;
+mod slow;
 mod state;
 
 pub use self::{future::HedgeFuture, layer::HedgeLayer, service::Hedge};

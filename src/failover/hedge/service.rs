@@ -69,6 +69,7 @@ where
         let known = tried.len();
         if known == 0 {
             self.shared.allowance.first_try();
+            self.shared.share.deposit();
         }
         let is_idempotent = self.shared.policy.is_idempotent(&request);
         let copy = is_idempotent.then(|| self.shared.copy.copy(&request));
