@@ -10,7 +10,7 @@ use tower::{
     BoxError, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
     limit::ConcurrencyLimitLayer, service_fn, util::BoxService,
 };
-use tower_lb::{BalanceLayer, Endpoint, P2c, PendingRequestsLayer, each, fixed};
+use tower_lb::{BalanceLayer, DeadlineLayer, Endpoint, P2c, PendingRequestsLayer, each, fixed};
 
 /// Answers with its name; the slow one takes half a second.
 fn backend(
@@ -42,16 +42,16 @@ async fn main() {
     )
     .await;
 
-    // At most four requests at once in total; the others wait for their turn. The timeout covers
-    // the wait.
+    // At most four requests at once in total; the others wait for their turn. The deadline covers
+    // the wait, as tower's own timeout would not.
     let limited = ServiceBuilder::new()
-        .timeout(Duration::from_millis(200))
+        .layer(DeadlineLayer::new(Duration::from_millis(200)))
         .concurrency_limit(4)
         .layer(BalanceLayer::new(P2c::default()))
         .layer(each(PendingRequestsLayer::default()))
         .layer(fixed(["fast", "faster", "slow"]))
         .service(backend);
-    report("a limit and a timeout for all", limited, 10).await;
+    report("a limit and a deadline for all", limited, 10).await;
 
     // A timeout for each endpoint. A request that times out is no longer in flight.
     let per_endpoint = ServiceBuilder::new()

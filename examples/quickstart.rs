@@ -21,8 +21,8 @@ use support::phases::{Phases, run};
 use tokio::sync::watch;
 use tower::{BoxError, ServiceBuilder};
 use tower_lb::{
-    BalanceLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, RoundRobin, WatchLayer, each,
-    http::AuthorityLayer,
+    BalanceLayer, DeadlineLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, RoundRobin,
+    WatchLayer, each, http::AuthorityLayer,
 };
 
 #[tokio::main]
@@ -36,7 +36,7 @@ async fn main() -> Result<(), BoxError> {
     // failing endpoints, the tracker, the address that a request goes to, the source of endpoints,
     // and your client.
     let client = ServiceBuilder::new()
-        .timeout(Duration::from_secs(1))
+        .layer(DeadlineLayer::new(Duration::from_secs(1)))
         .layer(BalanceLayer::new(P2c::default()))
         .layer(OutlierLayer::default())
         .layer(each(PeakEwmaLayer::default()))
@@ -50,7 +50,7 @@ async fn main() -> Result<(), BoxError> {
     let (addresses, rx) = watch::channel(phases.first());
     let pooled: Pooled = Client::builder(TokioExecutor::new()).build_http();
     let client = ServiceBuilder::new()
-        .timeout(Duration::from_secs(1))
+        .layer(DeadlineLayer::new(Duration::from_secs(1)))
         .layer(BalanceLayer::new(RoundRobin::default()))
         .layer(AuthorityLayer::new())
         .layer(WatchLayer::new(rx))

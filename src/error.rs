@@ -3,7 +3,7 @@
 //! All of them reach the caller as [`BoxError`] from the response future, never from `poll_ready`,
 //! because they are passing conditions. Recognize them by `downcast_ref`.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use tower::BoxError;
 
@@ -66,6 +66,56 @@ pub struct MissingKey;
 /// Answers a call that must go [elsewhere or nowhere](crate::Tried::strict).
 #[derive(Clone, Copy, Debug)]
 pub struct AllTried;
+
+/// Reports that a request was given up because its time was over.
+///
+/// Only [`DeadlineLayer`](crate::DeadlineLayer) answers with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadlineExceeded {
+    after: Duration,
+    waited_for: WaitedFor,
+}
+
+/// What a request waited for when its time was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitedFor {
+    /// An endpoint that is ready: the set is empty or not known yet, or all endpoints are full.
+    /// Nothing was sent.
+    Readiness,
+    /// The answer. With a hash policy, this includes the wait for the endpoint of the key.
+    Answer,
+}
+
+impl DeadlineExceeded {
+    pub(crate) const fn new(after: Duration, waited_for: WaitedFor) -> Self {
+        Self { after, waited_for }
+    }
+
+    /// Returns how long the request might take.
+    #[must_use]
+    pub const fn after(&self) -> Duration {
+        self.after
+    }
+
+    /// Returns what was waited for.
+    #[must_use]
+    pub const fn waited_for(&self) -> WaitedFor {
+        self.waited_for
+    }
+}
+
+impl fmt::Display for DeadlineExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.waited_for {
+            WaitedFor::Readiness => "no endpoint became ready",
+            WaitedFor::Answer => "no answer came",
+        };
+        write!(f, "{what} within the deadline of {:?}", self.after)
+    }
+}
+
+impl Error for DeadlineExceeded {}
 
 impl NoEndpoints {
     /// Creates the error that a discovery source yields for a set known to be empty.

@@ -8,7 +8,9 @@
 //! ```
 //! use std::{convert::Infallible, net::SocketAddr, time::Duration};
 //! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-//! use tower_lb::{BalanceLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each};
+//! use tower_lb::{
+//!     BalanceLayer, DeadlineLayer, Endpoint, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each,
+//! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), tower::BoxError> {
@@ -16,7 +18,7 @@
 //! let (addresses, rx) = tokio::sync::watch::channel(vec![a, b, c]);
 //!
 //! let mut client = ServiceBuilder::new()
-//!     .timeout(Duration::from_secs(1))                // any tower layer, above
+//!     .layer(DeadlineLayer::new(Duration::from_secs(1))) // any tower layer, above
 //!     .layer(BalanceLayer::new(P2c::default()))       // members -> one Service
 //!     .layer(OutlierLayer::default())                 // keeps failing endpoints out
 //!     .layer(each(PeakEwmaLayer::default()))          // wraps every endpoint's service
@@ -183,13 +185,13 @@ pub use self::{
     discover::{WatchLayer, each, each_with, fallible, fixed, from_discover},
     endpoint::{Address, Ejection, Endpoint, IntoTarget, Status, Target},
     error::{
-        AllTried, LimitReached, MissingKey, NoEndpoints, NotChosen, NotDriven, NotReady, Throttled,
-        Unavailable,
+        AllTried, DeadlineExceeded, LimitReached, MissingKey, NoEndpoints, NotChosen, NotDriven,
+        NotReady, Throttled, Unavailable,
     },
     failover::{AttemptsFailed, ConnectErrors, FailoverLayer, HedgeLayer, Idempotent},
     hash::{Maglev, Rendezvous, RingHash},
     health::{HealthCheckLayer, Heartbeats, OutlierLayer},
-    limit::{AdaptiveThrottleLayer, LimitLayer},
+    limit::{AdaptiveThrottleLayer, DeadlineLayer, LimitLayer},
     load::{
         CompleteOnResponse, Constant, ConstantLayer, Load, PeakEwma, PeakEwmaLayer,
         PendingRequests, PendingRequestsLayer, TrackCompletion,

@@ -54,7 +54,8 @@ use crate::{
 /// # Ok::<_, tower::BoxError>(())
 /// ```
 ///
-/// To limit the time of all tries together, put a timeout above this layer. Where tokio has no
+/// To limit the time of all tries together, put a [`DeadlineLayer`](crate::DeadlineLayer) above
+/// this layer. Where tokio has no
 /// timers, the next try comes without a pause.
 #[derive(Clone)]
 pub struct FailoverLayer<P, Copier = ByClone> {

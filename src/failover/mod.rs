@@ -18,7 +18,7 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 //! # let connect = |_: &Endpoint<&'static str>| service_fn(|request: &'static str| async move { Ok::<_, io::Error>(request) });
 //! let client = ServiceBuilder::new()
-//!     .timeout(Duration::from_secs(2))                                         // for all tries together
+//!     .layer(DeadlineLayer::new(Duration::from_secs(2)))                       // for all tries together
 //!     .layer(
 //!         FailoverLayer::new(Idempotent::when(|request: &&str| request.starts_with("GET")))
 //!             .try_timeout(Duration::from_millis(500)),                        // for each
@@ -44,7 +44,7 @@
 //! | the request was rejected locally: no endpoint is available, or a limit is reached | no | no | no |
 //!
 //! If a client cannot tell whether its request was executed, it must not send the request again,
-//! unless executing it twice is as good as once. A timeout above the failover ends the request with
+//! unless executing it twice is as good as once. A deadline above the failover ends the request with
 //! all its tries.
 //!
 //! # How much is tried again

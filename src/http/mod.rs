@@ -20,7 +20,7 @@
 //! # use ::http::{Request, Response};
 //! # use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_lb::{
-//!     BalanceLayer, Endpoint, FailoverLayer, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each,
+//!     BalanceLayer, DeadlineLayer, Endpoint, FailoverLayer, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each,
 //!     http::{AuthorityLayer, CompleteOnBody, HttpRetry, HttpStatus},
 //! };
 //!
@@ -35,7 +35,7 @@
 //! # let pooled_client = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Body)) });
 //! # let (_addresses, rx) = tokio::sync::watch::channel(vec![std::net::SocketAddr::from(([10, 0, 0, 1], 80))]);
 //! let client = ServiceBuilder::new()
-//!     .timeout(Duration::from_secs(2))
+//!     .layer(DeadlineLayer::new(Duration::from_secs(2)))
 //!     .layer(FailoverLayer::new(HttpRetry::new()))
 //!     .layer(BalanceLayer::new(P2c::default()))
 //!     .layer(OutlierLayer::default().classify(HttpStatus::new()))

@@ -8,20 +8,27 @@
 //! | all endpoints together, without waiting | [`LimitLayer`] above the balancer | [`LimitReached`](crate::error::LimitReached), which names the limit |
 //! | requests a second | tower's `RateLimitLayer` | `poll_ready` waits |
 //!
+//! [`DeadlineLayer`] limits the time of each request, with the wait for an endpoint that is ready.
+//! Put it above layers that let requests wait.
+//!
 //! [`AdaptiveThrottleLayer`] sets no fixed limit: it rejects what the backends would reject.
 //!
 //! A limit that rejects does not belong below the balancer, because an endpoint that rejects at
 //! once looks like the fastest one.
 
 mod adaptive_throttle;
+mod deadline;
 mod limit;
 
 pub use self::{
     adaptive_throttle::{AdaptiveThrottle, AdaptiveThrottleLayer},
+    deadline::{Deadline, DeadlineLayer},
     limit::{Limit, LimitLayer},
 };
 
 /// The response futures of the services here.
 pub mod future {
-    pub use super::{adaptive_throttle::ThrottleFuture, limit::LimitFuture};
+    pub use super::{
+        adaptive_throttle::ThrottleFuture, deadline::DeadlineFuture, limit::LimitFuture,
+    };
 }

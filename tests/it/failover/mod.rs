@@ -27,6 +27,7 @@ use tower_lb::{
 use crate::support::{Behaviour, Server, factory, ms, poll_ready_once, servers, settle};
 
 mod budget;
+mod deadline;
 mod excluding;
 mod hedge;
 mod kinds;
