@@ -26,6 +26,11 @@ pub(crate) fn drop_guarded<T>(service: T) {
     }
 }
 
+/// Drops each of them by itself: of two panics in one drop, the second would abort the process.
+pub(crate) fn drop_each_guarded<T>(services: impl IntoIterator<Item = T>) {
+    services.into_iter().for_each(drop_guarded);
+}
+
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));

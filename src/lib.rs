@@ -173,6 +173,7 @@ mod recycle;
 pub mod report;
 mod timer;
 mod tried;
+mod undecided;
 mod upstream;
 #[cfg(all(test, not(tower_lb_loom)))]
 mod whole;
@@ -198,7 +199,7 @@ pub use self::{
     },
     member::Member,
     metric::{Cost, InFlight, TotalInFlight},
-    outcome::{Classify, ErrorsAreFailures, Outcome, Settle},
+    outcome::{Classify, ErrorsAreFailures, Outcome, Outcomes, Settle},
     policy::{
         Candidates, Choice, LeastLoaded, P2c, PickContext, Policy, Random, RoundRobin,
         WeightedRoundRobin,

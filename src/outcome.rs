@@ -44,6 +44,20 @@ impl Outcome {
     }
 }
 
+/// A classifier with the completion that it needs.
+///
+/// For outcomes that the end of an answer tells. `OutlierLayer::outcomes` and
+/// `PeakEwmaLayer::outcomes` set both at once.
+pub trait Outcomes {
+    /// Classifies the head of an answer.
+    type Classify;
+    /// Completes the request, and settles what the head left undecided.
+    type Completion;
+
+    /// Returns both.
+    fn outcomes(self) -> (Self::Classify, Self::Completion);
+}
+
 /// Decides what an answer tells about the endpoint that gave it.
 ///
 /// Any `Fn(Result<&Response, &Error>) -> Outcome` is one:

@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, discover::Change, service_fn};
 use tower_lb::{
-    Balance, BalanceLayer, Endpoint, IntoTarget, RoundRobin, WatchLayer, fixed, from_discover,
+    Balance, BalanceLayer, Endpoint, IntoTarget, Outcome, RoundRobin, WatchLayer, fixed,
+    from_discover,
     health::{Heartbeats, OutlierLayer},
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
@@ -191,6 +192,27 @@ async fn verdicts_are_events_with_reason_and_figures() {
 }
 
 static FAILS: AtomicBool = AtomicBool::new(true);
+
+/// A classifier that leaves the outcome to trailers, over a completion that does not wait for them.
+/// Before, silence.
+#[tokio::test(start_paused = true)]
+async fn outcomes_that_nobody_decides_are_told_once() {
+    let (lines, _guard) = collect();
+    let undecided = |_: Result<&(), &BoxError>| Outcome::Undecided;
+    let mut balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(OutlierLayer::default().classify(undecided))
+        .layer(fixed([0, 1]))
+        .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
+    for _ in 0..20 {
+        balance.ready().await.unwrap().call(()).await.unwrap();
+    }
+    let lines = lines.lock().unwrap();
+    let told = lines
+        .iter()
+        .filter(|line| line.starts_with("WARN answers leave"));
+    assert_eq!(told.count(), 1, "{lines:?}");
+}
 
 /// A list that has an address twice may be refreshed every second.
 #[tokio::test(start_paused = true)]

@@ -43,8 +43,7 @@ async fn main() -> Result<(), BoxError> {
         .layer(
             OutlierLayer::default()
                 .consecutive_failures(3)
-                .classify(GrpcStatus::new())
-                .completion(CompleteOnBody::classify(GrpcStatus::new())),
+                .outcomes(GrpcStatus::new()),
         )
         .layer(each(
             PendingRequestsLayer::default().completion(CompleteOnBody::new()),

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     endpoint::{Address, Endpoint},
     error::NotDriven,
-    guard::{drop_guarded, guarded},
+    guard::{drop_each_guarded, drop_guarded, guarded},
     member::Member,
     policy::{Candidates, Policy},
     timer,
@@ -128,7 +128,7 @@ where
             Err(panic) => {
                 error!(%panic, "the policy's table panicked: picks go on with the one before");
                 self.next_change = timer::start(TABLE_PAUSE);
-                drop_guarded(members);
+                drop_each_guarded(members);
                 return;
             }
         };

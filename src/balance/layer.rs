@@ -49,7 +49,8 @@ impl<P, Req> BalanceLayer<P, Req> {
 
     /// Makes `poll_ready` wait while no endpoint takes requests. Default: each call fails at once.
     ///
-    /// The wait has no end of its own: put a timeout above the balancer.
+    /// The wait has no end of its own: put a
+    /// [`DeadlineLayer`](crate::DeadlineLayer) above the balancer.
     #[must_use]
     pub const fn wait_for_endpoints(mut self) -> Self {
         self.config.when_empty = WhenEmpty::Wait;

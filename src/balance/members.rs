@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::{
     endpoint::{Address, Endpoint, EndpointMap},
-    guard::drop_guarded,
+    guard::{drop_each_guarded, drop_guarded},
 };
 
 /// The members that discovery has named, in the order of joining.
@@ -61,6 +61,13 @@ impl<A, S> Members<A, S> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.map.is_empty()
+    }
+}
+
+/// Services are foreign code, and so is their drop.
+impl<A, S> Drop for Members<A, S> {
+    fn drop(&mut self) {
+        drop_each_guarded(self.map.take_values());
     }
 }
 

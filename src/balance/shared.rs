@@ -15,6 +15,7 @@ use crate::{
     atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
     error::{NoEndpoints, Unavailable},
+    guard::drop_each_guarded,
     member::Member,
 };
 
@@ -171,6 +172,13 @@ impl<A, S, P, T> Drop for Shared<A, S, P, T> {
         // Wakes the driver, which finds that the last handle is gone, and ends. loom:
         // `loom_the_driver_ends_with_the_last_handle`
         self.driver.notify_one();
+    }
+}
+
+/// Services are foreign code, and so is their drop.
+impl<A, S, T> Drop for Snapshot<A, S, T> {
+    fn drop(&mut self) {
+        drop_each_guarded(std::mem::take(&mut self.members));
     }
 }
 

@@ -32,7 +32,8 @@ struct State {
     priority: u8,
     hash_key: Option<Arc<str>>,
     /// Set by outlier detection and [`Endpoint::eject`].
-    ejected: Option<Ejection>,
+    // Boxed, because few endpoints are ejected.
+    ejected: Option<Box<Ejection>>,
     /// Until when the server has asked to get no request.
     rests: Option<Instant>,
     /// Set by health checks and [`Endpoint::mark_unhealthy`].
@@ -183,7 +184,8 @@ impl<A> Endpoint<A> {
 
     /// Ejects the endpoint; the caller tells of it once it holds no lock.
     pub(crate) fn eject_untold(&self, until: Instant, reason: Arc<str>) -> Notice<A> {
-        self.change(|state| state.ejected = Some(Ejection { until, reason }))
+        let ejection = Box::new(Ejection { until, reason });
+        self.change(|state| state.ejected = Some(ejection))
     }
 
     /// Ends an ejection; the caller tells of it once it holds no lock.
@@ -320,7 +322,7 @@ impl State {
             until,
             reason: ASKED.into(),
         });
-        let ejected = self.ejected.clone();
+        let ejected = self.ejected.as_deref().cloned();
         match (ejected, rest) {
             (Some(ejected), Some(rest)) if ejected.until < rest.until => Some(rest),
             (ejected, rest) => ejected.or(rest),

@@ -77,6 +77,13 @@ impl<A, T> EndpointMap<A, T> {
         entries.map(|(id, (endpoint, value))| (*id, endpoint, value))
     }
 
+    /// Takes out everything.
+    pub(crate) fn take_values(&mut self) -> impl Iterator<Item = T> + use<A, T> {
+        self.ids = HashMap::new();
+        let all = std::mem::take(&mut self.by_id);
+        all.into_values().map(|(_, value)| value)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }

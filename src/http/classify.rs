@@ -1,7 +1,7 @@
 use http::{HeaderMap, Response, StatusCode};
 
-use super::ClassifyEnd;
-use crate::outcome::{Classify, Outcome};
+use super::{ClassifyEnd, CompleteOnBody};
+use crate::outcome::{Classify, Outcome, Outcomes};
 
 /// Classifies HTTP answers by their status.
 ///
@@ -47,8 +47,15 @@ pub struct HttpStatus {
 /// too.
 ///
 /// Usually the status is in the trailers. The head of such an answer is
-/// [`Undecided`](Outcome::Undecided). Pass the same classifier to
-/// [`CompleteOnBody::classify`](super::CompleteOnBody::classify), which asks it again at the end.
+/// [`Undecided`](Outcome::Undecided), and [`CompleteOnBody`] asks the classifier again at the end.
+/// `outcomes` sets both:
+///
+/// ```
+/// use tower_lb::{OutlierLayer, http::GrpcStatus};
+///
+/// let outliers = OutlierLayer::default().outcomes(GrpcStatus::new());
+/// # let _ = outliers;
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct GrpcStatus {
     /// Bit *n* is set if code *n* is a failure.
@@ -204,6 +211,15 @@ impl ClassifyEnd for GrpcStatus {
     fn classify_end(&self, trailers: Option<&HeaderMap>) -> Outcome {
         let outcome = trailers.and_then(|trailers| self.outcome(trailers));
         outcome.unwrap_or(Outcome::Failure)
+    }
+}
+
+impl Outcomes for GrpcStatus {
+    type Classify = Self;
+    type Completion = CompleteOnBody<Self>;
+
+    fn outcomes(self) -> (Self, CompleteOnBody<Self>) {
+        (self, CompleteOnBody::classify(self))
     }
 }
 

@@ -288,7 +288,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.body {
             Some(body) => body.size_hint(),
-            None if self.sent == 0 => self.shared.hint.clone(),
+            None if self.sent == 0 => self.shared.hint,
             None => SizeHint::default(),
         }
     }

@@ -6,7 +6,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::load::TrackCompletion;
 
-use crate::outcome::{Classify, Outcome, Settle};
+use crate::{
+    outcome::{Classify, Outcome, Settle},
+    undecided::complete_at_head,
+};
 
 pin_project! {
     /// The response future of a tracked service.
@@ -61,8 +64,16 @@ where
             // client itself.
             handle.settle(Outcome::Undecided);
         }
-        handle.settle(this.classify.classify(result.as_ref()));
-        Poll::Ready(result.map(|response| this.completion.track_completion(handle, response)))
+        let outcome = this.classify.classify(result.as_ref());
+        handle.settle(outcome);
+        Poll::Ready(result.map(|response| {
+            let complete = || this.completion.track_completion(handle, response);
+            if outcome == Outcome::Undecided {
+                complete_at_head(complete)
+            } else {
+                complete()
+            }
+        }))
     }
 }
 

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("random", &[]),
     ("recycle", &[]),
     ("timer", &["guard"]),
+    ("undecided", &[]),
     ("endpoint", &[]),
     ("metric", &["clock"]),
     ("member", &["endpoint"]),
@@ -63,6 +64,7 @@ const GROUND: &[&str] = &[
     "recycle",
     "timer",
     "tried",
+    "undecided",
     "upstream",
 ];
 

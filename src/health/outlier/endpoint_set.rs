@@ -1,6 +1,9 @@
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -28,6 +31,7 @@ pub(super) struct EndpointSet<A: Address> {
     settings: EndpointSettings,
     /// How long an endpoint that has left is remembered.
     memory: Duration,
+    has_warned_of_undecided: AtomicBool,
     states: Mutex<States<A>>,
 }
 
@@ -52,6 +56,7 @@ impl<A: Address> EndpointSet<A> {
             detectors,
             settings,
             memory,
+            has_warned_of_undecided: AtomicBool::new(false),
             states: Mutex::new(States {
                 map: EndpointMap::default(),
                 departed: EndpointMap::default(),
@@ -153,6 +158,10 @@ impl<A: Address> EndpointSet<A> {
 }
 
 impl<A: Address> Judge<A> for EndpointSet<A> {
+    fn warns_of_undecided(&self) -> bool {
+        !self.has_warned_of_undecided.swap(true, Relaxed)
+    }
+
     fn eject(&self, state: &EndpointState<A>, reason: Reason, now: Instant) {
         self.locked(|states, afterwards| states.eject(&self.rule, state, reason, now, afterwards));
     }

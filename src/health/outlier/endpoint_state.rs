@@ -10,7 +10,7 @@ use tokio::{
     sync::{Notify, futures::OwnedNotified},
     time::Instant,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     breaker::{Admission, Breaker, Ejected, ProbeResult},
@@ -22,6 +22,7 @@ use crate::{
     afterwards::Afterwards,
     clock,
     endpoint::{Address, Endpoint, Notice},
+    undecided::NOBODY_DECIDES,
 };
 
 /// Tells what `poll_ready` must do while the breaker is not closed.
@@ -54,6 +55,9 @@ pub(super) struct Remembered {
 pub(super) trait Judge<A: Address>: Send + Sync {
     /// Ejects an endpoint if the rules allow it.
     fn eject(&self, state: &EndpointState<A>, reason: Reason, now: Instant);
+
+    /// Returns whether the event of undecided answers is due, which it is once.
+    fn warns_of_undecided(&self) -> bool;
 
     /// Ejects an endpoint whose probe has failed, or readmits it if the rules forbid another
     /// ejection.
@@ -150,6 +154,14 @@ impl<A: Address> EndpointState<A> {
             if let Some(judge) = self.judge.upgrade() {
                 judge.eject(self, Reason::ConsecutiveFailures(in_a_row), Instant::now());
             }
+        }
+    }
+
+    /// Tells that no answer's outcome is ever decided. Only the first call is an event.
+    pub(super) fn warn_undecided(&self) {
+        let judge = self.judge.upgrade();
+        if judge.is_some_and(|judge| judge.warns_of_undecided()) {
+            warn!(endpoint = %self.endpoint, "{NOBODY_DECIDES}");
         }
     }
 

@@ -12,7 +12,10 @@ use super::{
     settings::EndpointSettings,
 };
 use crate::{
-    endpoint::Address, outcome::ErrorsAreFailures, random::entropy, upstream::DiscoverEndpoints,
+    endpoint::Address,
+    outcome::{ErrorsAreFailures, Outcomes},
+    random::entropy,
+    upstream::DiscoverEndpoints,
 };
 
 /// Ejects endpoints whose answers show a fault, and readmits them when probes succeed.
@@ -115,6 +118,16 @@ impl<C, K> OutlierLayer<C, K> {
             completion: self.completion,
             seed: self.seed,
         }
+    }
+
+    /// Sets the classifier and the completion that it needs, such as `http::GrpcStatus::new()`.
+    ///
+    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome to
+    /// them learns nothing under a completion that does not wait for them.
+    #[must_use]
+    pub fn outcomes<O: Outcomes>(self, outcomes: O) -> OutlierLayer<O::Completion, O::Classify> {
+        let (classify, completion) = outcomes.outcomes();
+        self.classify(classify).completion(completion)
     }
 
     /// Sets when a request counts as complete. Default [`CompleteOnResponse`].

@@ -16,6 +16,7 @@ use crate::{
     endpoint::Address,
     metric::forward_metrics,
     outcome::{Classify, ErrorsAreFailures, Outcome, Settle},
+    undecided::{complete_at_head, is_at_head},
 };
 
 /// A service that reports its outcomes to outlier detection, made by
@@ -175,7 +176,12 @@ where
         this.record.settle(outcome);
         Poll::Ready(result.map(|response| {
             let handle = this.record.take();
-            this.completion.track_completion(handle, response)
+            let complete = || this.completion.track_completion(handle, response);
+            if outcome == Outcome::Undecided {
+                complete_at_head(complete)
+            } else {
+                complete()
+            }
         }))
     }
 }
@@ -237,6 +243,11 @@ impl<A: Address> OutlierHandle<A> {
     #[cold]
     #[inline(never)]
     fn cancel(&mut self, counters: CountersRef) {
+        if is_at_head() {
+            if let Some(state) = counters.state::<A>() {
+                state.warn_undecided();
+            }
+        }
         let is_failure = self.started != 0
             && counters
                 .state::<A>()

@@ -1,7 +1,12 @@
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use tracing::warn;
+
 use super::{ages::Generation, gauge::Gauge};
 use crate::{
     clock,
     outcome::{Outcome, Settle},
+    undecided::{NOBODY_DECIDES, is_at_head},
 };
 
 /// Counts and measures one request in flight until the handle is dropped.
@@ -112,7 +117,11 @@ impl PeakEwmaHandle {
                 level.stay(now, settings());
                 standing.end_undecided();
             }
-            State::Neutral | State::Undecided => standing.end_undecided(),
+            State::Neutral => standing.end_undecided(),
+            State::Undecided => {
+                standing.end_undecided();
+                warn_if_at_head();
+            }
         }
         // Leave last: as soon as the request has left, another service may take the gauge.
         self.gauge.ages.leave(generation);
@@ -138,6 +147,15 @@ impl Drop for PeakEwmaHandle {
     #[inline]
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Tells once that no answer's outcome is ever decided, unless a body was just dropped early.
+#[cold]
+fn warn_if_at_head() {
+    static HAS_WARNED: AtomicBool = AtomicBool::new(false);
+    if is_at_head() && !HAS_WARNED.swap(true, Relaxed) {
+        warn!("{NOBODY_DECIDES}");
     }
 }
 

@@ -3,7 +3,10 @@ use std::time::Duration;
 use tower::{Layer, load::CompleteOnResponse};
 
 use super::{gauge::GaugeLease, level::EwmaSettings, service::PeakEwma};
-use crate::{clock, outcome::ErrorsAreFailures};
+use crate::{
+    clock,
+    outcome::{ErrorsAreFailures, Outcomes},
+};
 
 /// Wraps services with [`PeakEwma`].
 ///
@@ -89,6 +92,16 @@ impl<C, K> PeakEwmaLayer<C, K> {
         );
         self.failure_penalty = failure_penalty;
         self
+    }
+
+    /// Sets the classifier and the completion that it needs, such as `http::GrpcStatus::new()`.
+    ///
+    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome to
+    /// them learns nothing under a completion that does not wait for them.
+    #[must_use]
+    pub fn outcomes<O: Outcomes>(self, outcomes: O) -> PeakEwmaLayer<O::Completion, O::Classify> {
+        let (classify, completion) = outcomes.outcomes();
+        self.classify(classify).completion(completion)
     }
 
     /// Sets when a request counts as over. Default [`CompleteOnResponse`].

@@ -431,3 +431,39 @@ async fn who_drains_is_waited_for_though_discovery_has_ended() {
     endpoint.set_attributes(&Target::new(0));
     assert_eq!(call.await.unwrap().unwrap(), 0);
 }
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+/// Before, the second panic in one drop aborted the process.
+#[tokio::test(start_paused = true)]
+async fn services_that_panic_when_they_are_dropped_do_not_abort() {
+    for leave_first in [true, false] {
+        let (targets, rx) = watch::channel(weights(3));
+        let balance: Balance<_, _, (), usize> = ServiceBuilder::new()
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .layer(WatchLayer::new(rx))
+            .service(|_: &Endpoint<usize>| {
+                let bomb = Arc::new(Bomb);
+                tower::service_fn(move |()| {
+                    let is_alone = Arc::strong_count(&bomb) == 1;
+                    async move { Ok::<_, Failed>(is_alone) }
+                })
+            });
+        settle().await;
+        assert_eq!(balance.members().len(), 3);
+        if leave_first {
+            targets.send_replace(Vec::new());
+            settle().await;
+            assert!(balance.members().is_empty());
+        }
+        drop(balance);
+        settle().await;
+        assert!(targets.is_closed());
+    }
+}

@@ -56,14 +56,14 @@ async fn a_healthy_backend_is_not_throttled_for() {
         Ok::<_, BoxError>(())
     });
     for at_once in [10, 100, 1000] {
-        let throttle = AdaptiveThrottleLayer::default().layer(slow.clone());
+        let throttle = AdaptiveThrottleLayer::default().layer(slow);
         let burst = (0..at_once).map(|_| tokio::spawn(throttle.clone().oneshot(())));
         for answer in burst.collect::<Vec<_>>() {
             answer.await.unwrap().unwrap();
         }
     }
     for per_second in [100, 1000] {
-        let throttle = AdaptiveThrottleLayer::default().layer(slow.clone());
+        let throttle = AdaptiveThrottleLayer::default().layer(slow);
         let mut answers = Vec::new();
         for _ in 0..30 * per_second {
             answers.push(tokio::spawn(throttle.clone().oneshot(())));

@@ -83,8 +83,7 @@ async fn a_status_in_trailers_or_headers_reaches_the_classifier() {
         .layer(
             OutlierLayer::default()
                 .consecutive_failures(3)
-                .classify(GrpcStatus::new())
-                .completion(CompleteOnBody::classify(GrpcStatus::new())),
+                .outcomes(GrpcStatus::new()),
         )
         .layer(fixed(addresses(&servers)))
         .service(connect);
@@ -122,8 +121,7 @@ async fn a_server_that_dies_costs_few_calls_and_with_failover_one_at_most() {
         let mut servers = servers(3).await;
         let outliers = OutlierLayer::default()
             .consecutive_failures(3)
-            .classify(GrpcStatus::new())
-            .completion(CompleteOnBody::classify(GrpcStatus::new()));
+            .outcomes(GrpcStatus::new());
         let attempts = if failover { 3 } else { 1 };
         let client = ServiceBuilder::new()
             .map_request(|request: Request<Body>| request.map(UnsentBody::new))
