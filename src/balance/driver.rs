@@ -38,7 +38,8 @@ use crate::{
 /// or a source that panics leaves the set as it is. Each is an event at `error`.
 ///
 /// Cost: one snapshot for all changes that are ready at once. A snapshot costs **O(n)** and the
-/// policy's table. No request pays for it.
+/// policy's table. No request pays for it. One that takes long is followed by a pause of four times
+/// as long, so that a set that changes all the time leaves the thread to others.
 #[must_use = "a driver does nothing unless polled"]
 pub struct Driver<D, P, S, Req, A = std::net::SocketAddr>
 where
@@ -56,6 +57,8 @@ where
     items: usize,
     worth: usize,
     is_stale: bool,
+    /// Runs while no snapshot is published, because the last one took long.
+    pause: Option<Pin<Box<Sleep>>>,
     publisher: Publisher<A>,
     /// Snapshots that a pick may still be reading. Dropped here, off the path of requests.
     retired: Vec<Arc<Snapshot<A, S, P::Table>>>,
@@ -77,6 +80,7 @@ where
             items: 0,
             worth: ITEMS_A_POLL,
             is_stale: false,
+            pause: None,
             publisher: Publisher::default(),
             retired: Vec::new(),
             retries: 0,
@@ -150,6 +154,17 @@ where
         self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
     }
 
+    /// Returns whether the last publication is too recent for the next one. If so, the timer has
+    /// registered the waker.
+    fn is_pausing(&mut self, cx: &mut Context<'_>) -> bool {
+        let pause = self.pause.as_mut();
+        let is_pausing = pause.is_some_and(|pause| pause.as_mut().poll(cx).is_pending());
+        if !is_pausing {
+            self.pause = None;
+        }
+        is_pausing
+    }
+
     /// Drops the snapshots that no pick reads any more. Returns whether some are left.
     fn drop_retired(&mut self) -> bool {
         // Only the newest snapshot is ever cloned: once the count here is one, it stays one.
@@ -207,8 +222,11 @@ where
         // What it has yielded is published once there is enough of it.
         let more = this.poll_discovery(cx).is_ready();
         // Before discovery has reported, callers wait: a set that is not known yet is not empty.
-        if this.is_stale && this.feed.has_reported() && (!more || this.items >= this.worth) {
-            this.publish(&shared, Instant::now());
+        let is_due = this.is_stale && (!more || this.items >= this.worth);
+        if is_due && this.feed.has_reported() && !this.is_pausing(cx) {
+            let start = Instant::now();
+            this.publish(&shared, start);
+            this.pause = pause_after(start.elapsed()).and_then(timer::start);
             // A new timer does not wake this task before its first poll.
             if let Some(sleep) = &mut this.next_change {
                 if sleep.as_mut().poll(cx).is_ready() {
@@ -267,6 +285,20 @@ where
             .finish_non_exhaustive()
     }
 }
+
+/// Returns the pause after a publication that took this long; `None` if it is not worth a timer.
+///
+/// However many changes come, publishing takes a fifth of one thread at most.
+fn pause_after(took: Duration) -> Option<Duration> {
+    let pause = took.saturating_mul(PAUSES);
+    (pause >= SHORTEST_PAUSE).then_some(pause)
+}
+
+/// A publication that took t is followed by a pause of 4 t.
+const PAUSES: u32 = 4;
+
+/// tokio's timers have a resolution of a millisecond.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// A longer run would keep other tasks of this worker waiting for more than some 100 us.
 const ITEMS_A_POLL: usize = 1024;

@@ -205,7 +205,8 @@ where
         candidates: Candidates<'_, A, S>,
         previous: Option<&Self::Table>,
     ) -> Self::Table {
-        let members = KeyedMembers::of_candidates(candidates);
+        let before = previous.map(|table| &table.table.members);
+        let members = KeyedMembers::of_candidates(candidates, before);
         let positions = 0..candidates.members().len();
         let set_aside = positions.filter(|&position| !candidates.contains(position));
         BoundedTable {

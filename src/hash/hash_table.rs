@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::{key::hash_bytes, keyed_members::KeyedMembers};
 
@@ -10,6 +10,10 @@ pub trait HashScheme:
 {
     /// The table that is built once for a set of members.
     type Table: Lookup;
+
+    /// Returns whether a table has these settings.
+    #[doc(hidden)]
+    fn makes(&self, table: &Self::Table) -> bool;
 
     #[doc(hidden)]
     fn build(
@@ -27,7 +31,7 @@ pub trait Lookup: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
     #[doc(hidden)]
     fn start(&self, hash: u64) -> Self::Cursor;
 
-    /// Yields the candidates' positions in the key's own order, some more than once.
+    /// Yields the members' positions in the key's own order, some more than once.
     #[doc(hidden)]
     fn step(&self, cursor: &mut Self::Cursor) -> Option<usize>;
 
@@ -52,7 +56,7 @@ pub trait Lookup: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
 /// [`HashPolicy::table_for`](super::HashPolicy::table_for).
 #[derive(Debug)]
 pub struct HashTable<T> {
-    pub(super) lookup: T,
+    pub(super) lookup: Arc<T>,
     pub(super) members: KeyedMembers,
     seed: u64,
 }
@@ -91,16 +95,30 @@ impl<T: Lookup> HashTable<T> {
     where
         C: HashScheme<Table = T>,
     {
-        let previous = previous.map(|table| (&table.members, &table.lookup));
+        // The settings do not change within one balancer, but a caller may pass the table of
+        // another policy.
+        let same = previous
+            .filter(|table| table.members.are_alike(&members) && scheme.makes(&table.lookup));
+        let lookup = match (same, previous) {
+            // Lookups pass over members that may not be picked, so who these are makes no
+            // difference.
+            (Some(table), _) => table.lookup.clone(),
+            (None, previous) => {
+                let previous = previous.map(|table| (&table.members, &*table.lookup));
+                Arc::new(scheme.build(&members, previous))
+            }
+        };
         Self {
-            lookup: scheme.build(&members, previous),
+            lookup,
             members,
             seed,
         }
     }
 
     /// Returns the scheme's own table: a ring, slots or scored members.
-    pub const fn get_ref(&self) -> &T {
+    ///
+    /// It also has the members that may not be picked now.
+    pub fn get_ref(&self) -> &T {
         &self.lookup
     }
 
@@ -158,7 +176,13 @@ impl<T: Lookup> HashTable<T> {
     /// Finds the first position in the key's own order that is accepted.
     #[inline]
     pub(super) fn find(&self, hash: u64, mut accept: impl FnMut(usize) -> bool) -> Option<usize> {
-        let found = self.lookup.find(hash, &mut accept);
+        let set_aside = self.members.set_aside();
+        let found = if set_aside.is_empty() {
+            self.lookup.find(hash, &mut accept)
+        } else {
+            let accept = |position| !set_aside.contains(position) && accept(position);
+            self.lookup.find(hash, accept)
+        };
         // As in `Order`: members without a share come last.
         found.or_else(|| {
             let mut positions = self
@@ -174,8 +198,9 @@ impl<T: Lookup> Iterator for Order<'_, T> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
+        let set_aside = self.table.members.set_aside();
         while let Some(position) = self.table.lookup.step(&mut self.cursor) {
-            if self.seen.insert(position) {
+            if !set_aside.contains(position) && self.seen.insert(position) {
                 return Some(position);
             }
         }
@@ -274,7 +299,7 @@ mod tests {
             candidate: candidate && weight > 0,
         };
         let members: Vec<_> = list.iter().enumerate().map(member).collect();
-        KeyedMembers::of_candidates(Candidates::new(&members))
+        KeyedMembers::of_candidates(Candidates::new(&members), None)
     }
 
     proptest! {
@@ -323,6 +348,10 @@ mod tests {
             without[3].2 = false;
             let before = HashTable::new(scheme, members(&all), 0, None);
             let after = HashTable::new(scheme, members(&without), 0, Some(&before));
+            assert!(
+                Arc::ptr_eq(&before.lookup, &after.lookup),
+                "nothing is built again"
+            );
             for key in 0..1_000_u64 {
                 let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let others = before.order(hash).filter(|&position| position != 3);

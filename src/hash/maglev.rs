@@ -1,4 +1,4 @@
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
     error::HashSettingError,
@@ -22,9 +22,9 @@ pub struct MaglevScheme {
 /// Source: Eisenbud et al., "Maglev", NSDI 2016, with the weights of Envoy's `MAGLEV`.
 #[derive(Debug)]
 pub struct MaglevTable {
-    slots: Arc<Slots>,
+    slots: Slots,
     divisor: Divisor,
-    /// The position of each member, or [`NOT_NOW`] if it may not be picked.
+    /// The position of each member.
     positions: Box<[u32]>,
 }
 
@@ -65,52 +65,40 @@ impl Sealed for MaglevTable {}
 impl HashScheme for MaglevScheme {
     type Table = MaglevTable;
 
+    fn makes(&self, table: &MaglevTable) -> bool {
+        table.divisor.divisor == u64::from(self.slots)
+    }
+
     fn build(
         &self,
         members: &KeyedMembers,
-        previous: Option<(&KeyedMembers, &MaglevTable)>,
+        _: Option<(&KeyedMembers, &MaglevTable)>,
     ) -> MaglevTable {
-        let slots = match previous {
-            // Which members may be picked makes no difference: a lookup passes over the others.
-            Some((before, table))
-                if table.divisor.divisor == u64::from(self.slots) && before.are_alike(members) =>
-            {
-                table.slots.clone()
-            }
-            _ => Arc::new(Slots::build(members, self.slots)),
-        };
-        let position = |member: &KeyedMember| {
-            if member.is_candidate {
-                member.position
-            } else {
-                NOT_NOW
-            }
-        };
+        let positions = members.as_slice().iter().map(|member| member.position);
         MaglevTable {
-            slots,
+            slots: Slots::build(members, self.slots),
             divisor: Divisor::new(self.slots),
-            positions: members.as_slice().iter().map(position).collect(),
+            positions: positions.collect(),
         }
     }
 }
 
 impl MaglevTable {
-    /// Returns the position of each slot's member.
-    ///
-    /// `None` if that member may not be picked, or if there are no members.
+    /// Returns the position of each slot's member; `None` if there are no members.
     pub fn slots(&self) -> impl Iterator<Item = Option<usize>> {
         (0..self.divisor.divisor as usize).map(|slot| self.position(slot))
     }
 
     #[inline]
     fn position(&self, slot: usize) -> Option<usize> {
-        let member = match &*self.slots {
+        let member = match &self.slots {
             Slots::U8(slots) => usize::from(*slots.get(slot)?),
             Slots::U16(slots) => usize::from(*slots.get(slot)?),
             Slots::U32(slots) => *slots.get(slot)? as usize,
         };
-        let position = *self.positions.get(member)?;
-        (position != NOT_NOW).then_some(position as usize)
+        self.positions
+            .get(member)
+            .map(|&position| position as usize)
     }
 }
 
@@ -131,20 +119,14 @@ impl Lookup for MaglevTable {
 
     #[inline]
     fn step(&self, (next, left): &mut Self::Cursor) -> Option<usize> {
-        while *left > 0 {
-            *left -= 1;
-            let slot = *next;
-            *next = if slot + 1 == self.divisor.divisor as usize {
-                0
-            } else {
-                slot + 1
-            };
-            let position = self.position(slot);
-            if position.is_some() {
-                return position;
-            }
-        }
-        None
+        *left = left.checked_sub(1)?;
+        let slot = *next;
+        *next = if slot + 1 == self.divisor.divisor as usize {
+            0
+        } else {
+            slot + 1
+        };
+        self.position(slot)
     }
 }
 
@@ -309,8 +291,6 @@ const fn is_prime(n: u32) -> bool {
     }
     n > 1
 }
-
-const NOT_NOW: u32 = u32::MAX;
 
 /// If a turn would pass over more members than this on average, the heap is faster.
 const MOST_PASSES: u64 = 16;

@@ -233,7 +233,8 @@ where
         candidates: Candidates<'_, A, S>,
         previous: Option<&Self::Table>,
     ) -> Self::Table {
-        self.build(KeyedMembers::of_candidates(candidates), previous)
+        let before = previous.map(|table| &table.members);
+        self.build(KeyedMembers::of_candidates(candidates, before), previous)
     }
 
     #[inline]

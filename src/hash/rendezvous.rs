@@ -45,16 +45,16 @@ impl Sealed for RendezvousTable {}
 impl HashScheme for RendezvousScheme {
     type Table = RendezvousTable;
 
+    fn makes(&self, _: &RendezvousTable) -> bool {
+        true
+    }
+
     fn build(
         &self,
         members: &KeyedMembers,
         _: Option<(&KeyedMembers, &RendezvousTable)>,
     ) -> RendezvousTable {
-        let owners = members
-            .as_slice()
-            .iter()
-            .filter(|member| member.is_candidate);
-        let scored = owners.map(|member| Scored {
+        let scored = members.as_slice().iter().map(|member| Scored {
             hash: hash_bytes(member.key.as_bytes(), 0),
             weight: member.weight.into(),
             position: member.position,

@@ -1,4 +1,4 @@
-use std::{cmp::Ordering, sync::Arc};
+use std::cmp::Ordering;
 
 use super::{
     error::HashSettingError,
@@ -9,14 +9,14 @@ use super::{
 };
 
 /// The settings of a [`RingHash`](super::RingHash) policy: how many points each endpoint has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingScheme {
     sizing: Sizing,
     /// The order in which a fixed total is dealt out.
     order: EndpointOrder,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sizing {
     PerWeight(u32),
     Total { min: usize, max: usize },
@@ -33,9 +33,10 @@ enum Sizing {
 /// Envoy's `RING_HASH` and gRPC's `ring_hash` (A42).
 #[derive(Debug)]
 pub struct RingTable {
-    points: Arc<Points>,
-    /// The number of points of each member, 0 if it may not be picked.
+    points: Points,
+    /// The number of points of each member.
     counts: Box<[u32]>,
+    scheme: RingScheme,
 }
 
 #[derive(Debug, Default)]
@@ -100,23 +101,22 @@ impl Sealed for RingTable {}
 impl HashScheme for RingScheme {
     type Table = RingTable;
 
+    fn makes(&self, table: &RingTable) -> bool {
+        table.scheme == *self
+    }
+
     fn build(
         &self,
         members: &KeyedMembers,
         previous: Option<(&KeyedMembers, &RingTable)>,
     ) -> RingTable {
-        let mut counts = self.counts(members.as_slice());
-        for (count, member) in counts.iter_mut().zip(members.as_slice()) {
-            *count *= u32::from(member.is_candidate);
+        let counts = self.counts(members.as_slice());
+        let points = Points::build(members, &counts, previous);
+        RingTable {
+            points,
+            counts,
+            scheme: self.clone(),
         }
-        if let Some((before, ring)) = previous {
-            if before == members && ring.counts == counts {
-                let points = ring.points.clone();
-                return RingTable { points, counts };
-            }
-        }
-        let points = Arc::new(Points::build(members, &counts, previous));
-        RingTable { points, counts }
     }
 }
 
@@ -128,7 +128,7 @@ impl RingTable {
             hashes,
             owners,
             ..
-        } = &*self.points;
+        } = &self.points;
         let owners = owners.iter().map(|&owner| owner as usize);
         hashes.iter().copied().zip(owners).take(*len)
     }
@@ -165,7 +165,7 @@ impl Points {
             owners: Vec::with_capacity(total as usize + 1),
             ..Self::default()
         };
-        all.merge(previous.map(|(_, ring)| &*ring.points), &kept, &new, order);
+        all.merge(previous.map(|(_, ring)| &ring.points), &kept, &new, order);
         all.hashes.resize(all.len + PADDING, u64::MAX);
         all.owners.extend(all.owners.first().copied());
         all.make_index();

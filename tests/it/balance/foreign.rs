@@ -467,3 +467,55 @@ async fn services_that_panic_when_they_are_dropped_do_not_abort() {
         assert!(targets.is_closed());
     }
 }
+
+/// A policy whose table takes 50 ms to build.
+#[derive(Clone)]
+struct TakesLong(Arc<AtomicUsize>);
+
+impl<A, S, Req> Policy<A, S, Req> for TakesLong {
+    type Table = ();
+
+    fn table(&self, _: Candidates<'_, A, S>, _: Option<&()>) {
+        self.0.fetch_add(1, Relaxed);
+        let mut advance = std::pin::pin!(advance(ms(50)));
+        let _ = advance
+            .as_mut()
+            .poll(&mut Context::from_waker(std::task::Waker::noop()));
+    }
+
+    fn pick(
+        &self,
+        (): &(),
+        candidates: Candidates<'_, A, S>,
+        _: &mut PickContext<'_, Req>,
+    ) -> Choice {
+        let first = candidates.iter().next();
+        first.map_or(Choice::Nobody, |(position, _)| Choice::Member(position))
+    }
+}
+
+/// Before, a trickle of changes kept the thread busy all the time.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_takes_long_is_followed_by_a_pause_of_four_times_as_long() {
+    let servers = answering(3);
+    let built = Arc::new(AtomicUsize::new(0));
+    let client: Balance<_, Client, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(TakesLong(built.clone())))
+        .layer(fixed(0..3))
+        .service(factory(&servers));
+    settle().await;
+    let endpoint = client.members()[1].endpoint().clone();
+    let before = built.load(Relaxed);
+    let start = Instant::now();
+    while start.elapsed() < ms(5000) {
+        endpoint.mark_unhealthy();
+        sleep(ms(5)).await;
+        endpoint.mark_healthy();
+        sleep(ms(5)).await;
+    }
+    let snapshots = built.load(Relaxed) - before;
+    assert!((15..=21).contains(&snapshots), "{snapshots} in 5 s");
+    // The last change is published, too.
+    sleep(ms(500)).await;
+    assert!(client.members()[1].is_available());
+}
