@@ -18,6 +18,7 @@ use super::{
     members::Members,
     publish::{Publisher, earlier},
     shared::{Availability, Shared, Snapshot},
+    suspects::Suspicions,
 };
 use crate::{
     endpoint::{Address, Endpoint},
@@ -60,6 +61,9 @@ where
     /// Runs while no snapshot is published, because the last one took long.
     pause: Option<Pin<Box<Sleep>>>,
     publisher: Publisher<A>,
+    suspicions: Suspicions,
+    /// Runs until the suspects are looked at again.
+    suspicion_timer: Option<Pin<Box<Sleep>>>,
     /// Snapshots that a pick may still be reading. Dropped here, off the path of requests.
     retired: Vec<Arc<Snapshot<A, S, P::Table>>>,
     retries: usize,
@@ -82,6 +86,8 @@ where
             is_stale: false,
             pause: None,
             publisher: Publisher::default(),
+            suspicions: Suspicions::default(),
+            suspicion_timer: None,
             retired: Vec::new(),
             retries: 0,
         }
@@ -154,6 +160,25 @@ where
         self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
     }
 
+    /// Looks at the members that failed to become ready. If some may have failed for good, the timer
+    /// has registered the waker.
+    fn look_at_suspects(&mut self, shared: &Shared<A, S, P, P::Table>, cx: &mut Context<'_>) {
+        let timer = self.suspicion_timer.as_mut();
+        if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_pending()) {
+            return;
+        }
+        let now = Instant::now();
+        let next = self
+            .suspicions
+            .look(&shared.suspects, &self.members, cx, now);
+        self.suspicion_timer = next.and_then(timer::start);
+        if let Some(timer) = &mut self.suspicion_timer {
+            if timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
     /// Returns whether the last publication is too recent for the next one. If so, the timer has
     /// registered the waker.
     fn is_pausing(&mut self, cx: &mut Context<'_>) -> bool {
@@ -218,7 +243,9 @@ where
                 this.is_stale = true;
             }
         }
-        // 3. Discovery. A source that always has more is interrupted for the sake of other tasks.
+        // 3. Services that may have failed for good.
+        this.look_at_suspects(&shared, cx);
+        // 4. Discovery. A source that always has more is interrupted for the sake of other tasks.
         // What it has yielded is published once there is enough of it.
         let more = this.poll_discovery(cx).is_ready();
         // Before discovery has reported, callers wait: a set that is not known yet is not empty.

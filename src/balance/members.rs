@@ -45,6 +45,10 @@ impl<A: Address, S> Members<A, S> {
 }
 
 impl<A, S> Members<A, S> {
+    pub(super) fn get(&self, id: u64) -> Option<(&Endpoint<A>, &S)> {
+        self.map.get(id)
+    }
+
     /// Iterates over ids, endpoints and services, in the order of joining.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Endpoint<A>, &S)> {
         self.map.iter()

@@ -47,6 +47,7 @@ mod service;
 mod shared;
 mod slow_start;
 mod split_arc;
+mod suspects;
 mod wait;
 mod warm_up;
 mod watcher;

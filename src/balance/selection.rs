@@ -99,6 +99,7 @@ impl<S, Req, A> Selection<S, Req, A> {
             .wait
             .get_or_insert_with(|| Box::new(Wait::new(shared, None)));
         wait.pass_over(&shared.snapshot(), reserved, readiness);
+        wait.report(shared);
     }
 
     #[cold]
@@ -140,6 +141,7 @@ impl<S, Req, A> Selection<S, Req, A> {
                 Availability::Closed(error) => failed((*error).into()),
                 Availability::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
             };
+            wait.report(shared);
             if let Some(selected) = selected {
                 wait.note_tried(&snapshot, &selected);
                 self.wait = None;

@@ -10,7 +10,7 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::slow_start::SlowStart;
+use super::{slow_start::SlowStart, suspects::Suspects};
 use crate::{
     atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
@@ -32,6 +32,8 @@ pub(super) struct Shared<A, S, P, T> {
     pub(super) driver: Arc<Notify>,
     /// The members that left last, to name the endpoints of requests that fail after that.
     departed: Mutex<VecDeque<(u64, Endpoint<A>)>>,
+    /// The members that failed to become ready.
+    pub(super) suspects: Suspects<S>,
     /// Set once the driver is gone. Relaxed: the snapshot that says so is published apart.
     is_undriven: AtomicBool,
 }
@@ -106,6 +108,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             published: Arc::default(),
             driver: Arc::default(),
             departed: Mutex::default(),
+            suspects: Suspects::new(),
             is_undriven: AtomicBool::new(false),
         }
     }

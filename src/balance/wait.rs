@@ -15,8 +15,9 @@ use super::{
     shared::{Shared, Snapshot},
 };
 use crate::{
-    endpoint::{Address, Endpoint},
+    endpoint::Address,
     error::{AllTried, MissingKey, NotChosen, NotReady},
+    member::Member,
     policy::{Candidates, Choice, Mask, PickContext, Policy},
     random::Rng,
     tried::Tried,
@@ -35,6 +36,8 @@ pub(super) struct Wait<S, Req, A> {
     failed: Option<(String, BoxError)>,
     /// The positions of the members that failed.
     failed_at: Vec<usize>,
+    /// The ids of those that are not yet reported.
+    unreported: Vec<u64>,
     /// Whether members are passed over only because they are in `tried`.
     excluding: bool,
     /// Whether the policy wants only the member that it chose last.
@@ -53,6 +56,7 @@ impl<S, Req, A> Wait<S, Req, A> {
             pending: FuturesUnordered::new(),
             failed: None,
             failed_at: Vec::new(),
+            unreported: Vec::new(),
             excluding: false,
             is_exact: false,
             published: Box::pin(shared.published.clone().notified_owned()),
@@ -89,11 +93,7 @@ impl<S, Req, A> Wait<S, Req, A> {
         self.pass(position);
         match readiness {
             Poll::Ready(Err(error)) => {
-                self.fail(
-                    position,
-                    snapshot.members[position].endpoint(),
-                    error.into(),
-                );
+                self.fail(position, &snapshot.members[position], error.into());
             }
             _ => self
                 .pending
@@ -215,11 +215,7 @@ impl<S, Req, A> Wait<S, Req, A> {
                     });
                 }
                 Err(error) => {
-                    self.fail(
-                        position,
-                        snapshot.members[position].endpoint(),
-                        error.into(),
-                    );
+                    self.fail(position, &snapshot.members[position], error.into());
                 }
             }
         }
@@ -294,7 +290,23 @@ impl<S, Req, A> Wait<S, Req, A> {
         is_new
     }
 
-    fn fail(&mut self, position: usize, endpoint: &Endpoint<impl Address>, error: BoxError) {
+    /// Reports the members that failed to become ready, so that the driver looks at them.
+    pub(super) fn report<P, T>(&mut self, shared: &Shared<A, S, P, T>)
+    where
+        S: Service<Req>,
+    {
+        if !self.unreported.is_empty() {
+            let failed = self.unreported.drain(..);
+            shared.suspects.report::<Req>(failed, &shared.driver);
+        }
+    }
+
+    fn fail(&mut self, position: usize, member: &Member<A, S>, error: BoxError)
+    where
+        A: Address,
+    {
+        let endpoint = member.endpoint();
+        self.unreported.push(member.id);
         debug!(%endpoint, %error, "endpoint failed to become ready");
         self.failed_at.push(position);
         self.failed = Some((endpoint.to_string(), error));

@@ -74,6 +74,11 @@ where
         Poll::Ready(change.map(|change| {
             Ok(match change {
                 Change::Insert(endpoint, Ok(service)) => Change::Insert(endpoint, service),
+                Change::Insert(endpoint, Err(error)) if endpoint.is_made_again() => {
+                    error!(%endpoint, %error, "the factory failed: it is called again later");
+                    endpoint.ask_for_another();
+                    Change::Remove(endpoint)
+                }
                 Change::Insert(endpoint, Err(error)) => {
                     error!(%endpoint, %error, "the factory failed: left out until it is listed again");
                     Change::Remove(endpoint)

@@ -65,6 +65,7 @@ where
     fn layer(&self, factory: F) -> Self::Service {
         let mut roster = Roster::new();
         roster.update(self.targets.iter().cloned());
+        roster.set_last();
         FixedDiscover { roster, factory }
     }
 }
@@ -76,9 +77,13 @@ where
 {
     type Item = Result<Change<Endpoint<A>, S>, NoEndpoints>;
 
-    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        Poll::Ready(this.roster.next(&this.factory).map(Ok))
+        match this.roster.poll_next(&this.factory, cx) {
+            // Nothing ever changes in a set of none.
+            Poll::Pending if this.roster.is_empty() => Poll::Ready(None),
+            change => change.map(|change| Some(Ok(change))),
+        }
     }
 }
 

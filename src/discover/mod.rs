@@ -27,9 +27,15 @@
 //! factory returns an error, with [`fallible`] above the source. A source that fails at every poll
 //! is asked again after a growing pause, 10 ms to 10 s.
 //!
+//! A service that has failed for good, such as a `Buffer` whose worker is gone, is made again: one
+//! whose every `poll_ready` has failed for 100 ms. The factory is called after a pause that grows
+//! from 100 ms to 30 s, and requests in flight end on the old service. [`from_discover`] has no
+//! factory, so there the source has to insert another service.
+//!
 //! When the stream ends, the set stays as it is: members, checks, ejections and weights go on. A
 //! stream that ends before it has yielded anything leaves an empty set.
 
+mod again;
 mod each;
 mod fallible;
 mod fixed;

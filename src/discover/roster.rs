@@ -1,11 +1,13 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
+    task::{Context, Poll, ready},
 };
 
 use tower::discover::Change;
 use tracing::{error, warn};
 
+use super::again::MadeAgain;
 use crate::{
     endpoint::{Address, Endpoint, Target},
     guard::guarded,
@@ -19,6 +21,9 @@ pub(super) struct Roster<A> {
     changes: VecDeque<Change<Endpoint<A>, ()>>,
     /// The endpoints that the newest list has more than once.
     repeated: HashSet<Endpoint<A>>,
+    /// Whether there are no further lists.
+    is_last: bool,
+    again: MadeAgain<A>,
 }
 
 impl<A: Address> Roster<A> {
@@ -28,6 +33,8 @@ impl<A: Address> Roster<A> {
             lists: 0,
             changes: VecDeque::new(),
             repeated: HashSet::new(),
+            is_last: false,
+            again: MadeAgain::new(),
         }
     }
 
@@ -55,6 +62,7 @@ impl<A: Address> Roster<A> {
                 }
                 None => {
                     let endpoint = Endpoint::new(target);
+                    self.again.adopt(&endpoint);
                     self.changes.push_back(Change::Insert(endpoint.clone(), ()));
                     endpoint
                 }
@@ -65,11 +73,13 @@ impl<A: Address> Roster<A> {
             known,
             lists,
             changes,
+            again,
             ..
         } = self;
         known.retain(|endpoint, seen| {
             let listed = seen == lists;
             if !listed {
+                again.forget(endpoint);
                 changes.push_back(Change::Remove(endpoint.clone()));
             }
             listed
@@ -78,18 +88,36 @@ impl<A: Address> Roster<A> {
 
     /// Returns whether the newest list is empty.
     pub(super) fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.known.is_empty() && !self.is_last
+    }
+
+    /// Frees what only a further list would need.
+    pub(super) fn set_last(&mut self) {
+        if !self.known.is_empty() {
+            self.is_last = true;
+            self.known = HashMap::new();
+        }
     }
 
     /// Takes the next change; `factory` makes the service of an inserted endpoint.
     ///
     /// A factory that panics leaves its endpoint out, as if it had been removed, until the endpoint
-    /// is listed again.
-    pub(super) fn next<S>(
+    /// is listed again. Pending: a service that is to be made again has registered the waker, if
+    /// there is one.
+    pub(super) fn poll_next<S>(
         &mut self,
         factory: impl Fn(&Endpoint<A>) -> S,
-    ) -> Option<Change<Endpoint<A>, S>> {
-        Some(match self.changes.pop_front()? {
+        cx: &mut Context<'_>,
+    ) -> Poll<Change<Endpoint<A>, S>> {
+        let Some(change) = self.changes.pop_front() else {
+            self.changes = VecDeque::new();
+            let endpoint = ready!(
+                self.again
+                    .poll_next(|it| self.is_last || self.known.contains_key(it), cx)
+            );
+            return self.make_again(endpoint, factory, cx);
+        };
+        Poll::Ready(match change {
             Change::Insert(endpoint, ()) => match guarded(|| factory(&endpoint)) {
                 Ok(service) => Change::Insert(endpoint, service),
                 Err(panic) => {
@@ -100,12 +128,30 @@ impl<A: Address> Roster<A> {
             Change::Remove(endpoint) => Change::Remove(endpoint),
         })
     }
+
+    /// Replaces a service that has failed for good.
+    fn make_again<S>(
+        &mut self,
+        endpoint: Endpoint<A>,
+        factory: impl Fn(&Endpoint<A>) -> S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Change<Endpoint<A>, S>> {
+        match guarded(|| factory(&endpoint)) {
+            Ok(service) => Poll::Ready(Change::Insert(endpoint, service)),
+            Err(panic) => {
+                error!(%endpoint, %panic, "the factory panicked: it is called again later");
+                endpoint.ask_for_another();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
 }
 
 impl<A> fmt::Debug for Roster<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Roster")
-            .field("listed", &self.known.len())
+            .field("known", &self.known.len())
             .field("changes", &self.changes.len())
             .finish_non_exhaustive()
     }

@@ -119,11 +119,17 @@ where
             return Poll::Ready(Some(Err(NoEndpoints::new())));
         }
         loop {
-            if let Some(change) = this.roster.next(&this.factory) {
+            // Pending: a service that is to be made again wakes this task, if there is one.
+            if let Poll::Ready(change) = this.roster.poll_next(&this.factory, cx) {
                 return Poll::Ready(Some(Ok(change)));
             }
             let Some(changed) = &mut this.changed else {
-                return Poll::Ready(None);
+                // While endpoints are left, their services may have to be made again.
+                return if this.roster.is_empty() {
+                    Poll::Ready(None)
+                } else {
+                    Poll::Pending
+                };
             };
             // Pending: the channel wakes this task with its next list.
             match ready!(changed.as_mut().poll(cx)) {
@@ -131,6 +137,7 @@ where
                 None => {
                     debug!("the sender of targets is gone: the last list stays");
                     this.changed = None;
+                    this.roster.set_last();
                 }
             }
         }

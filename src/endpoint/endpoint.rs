@@ -23,19 +23,16 @@ pub struct Endpoint<A = SocketAddr>(Arc<Inner<A>>);
 
 struct Inner<A> {
     address: A,
-    state: Mutex<State>,
+    state: Mutex<State<A>>,
 }
 
-struct State {
+struct State<A> {
     weight: u32,
     zone: Option<Arc<str>>,
     priority: u8,
     hash_key: Option<Arc<str>>,
-    /// Set by outlier detection and [`Endpoint::eject`].
     // Boxed, because few endpoints are ejected.
-    ejected: Option<Box<Ejection>>,
-    /// Until when the server has asked to get no request.
-    rests: Option<Instant>,
+    out: Option<Box<Out>>,
     /// Set by health checks and [`Endpoint::mark_unhealthy`].
     unhealthy: bool,
     /// Set until the first health check has ended, where that is waited for.
@@ -48,6 +45,10 @@ struct State {
     revived: bool,
     /// When the status last changed.
     since: Instant,
+    /// Whom the endpoint asks for another service.
+    source: Weak<Asking<A>>,
+    /// Whether the service is not the first one.
+    is_made_again: bool,
     /// The driver to notify of a change.
     driver: Weak<Notify>,
 }
@@ -64,14 +65,15 @@ impl<A> Endpoint<A> {
                 zone: target.zone,
                 priority: target.priority,
                 hash_key: target.hash_key,
-                ejected: None,
-                rests: None,
+                out: None,
                 unhealthy: false,
                 unknown: false,
                 silent: false,
                 reported: None,
                 revived: false,
                 since: Instant::now(),
+                source: Weak::new(),
+                is_made_again: false,
                 driver: Weak::new(),
             }),
         }))
@@ -116,12 +118,12 @@ impl<A> Endpoint<A> {
     /// Returns whether the endpoint is ejected, and not revived by a panic.
     pub(crate) fn is_kept_out(&self) -> bool {
         let state = self.state();
-        state.ejected.is_some() && !state.revived
+        state.ejected().is_some() && !state.revived
     }
 
     /// Returns whether the endpoint is ejected, revived or not, and whatever checks say.
     pub(crate) fn is_ejected(&self) -> bool {
-        self.state().ejected.is_some()
+        self.state().ejected().is_some()
     }
 
     /// Sets whether the balancer picks the endpoint although it is not available.
@@ -184,13 +186,13 @@ impl<A> Endpoint<A> {
 
     /// Ejects the endpoint; the caller tells of it once it holds no lock.
     pub(crate) fn eject_untold(&self, until: Instant, reason: Arc<str>) -> Notice<A> {
-        let ejection = Box::new(Ejection { until, reason });
-        self.change(|state| state.ejected = Some(ejection))
+        let ejection = Ejection { until, reason };
+        self.change(|state| state.out.get_or_insert_default().ejected = Some(ejection))
     }
 
     /// Ends an ejection; the caller tells of it once it holds no lock.
     pub(crate) fn readmit_untold(&self) -> Notice<A> {
-        self.change(|state| state.ejected = None)
+        self.change(State::readmit)
     }
 
     /// Ejects the endpoint because its server asks for it. Nothing but the end of the time ends it.
@@ -198,7 +200,10 @@ impl<A> Endpoint<A> {
     where
         A: fmt::Display,
     {
-        let later = |state: &mut State| state.rests = state.rests.max(Some(until));
+        let later = |state: &mut State<A>| {
+            let out = state.out.get_or_insert_default();
+            out.rests = out.rests.max(Some(until));
+        };
         self.change(later).tell();
     }
 
@@ -209,7 +214,32 @@ impl<A> Endpoint<A> {
         self.change(|state| state.silent = silent)
     }
 
-    fn change(&self, set: impl FnOnce(&mut State)) -> Notice<A> {
+    /// Sets whom the endpoint may ask for another service.
+    pub(crate) fn made_by(&self, source: &Arc<Asking<A>>) {
+        self.state().source = Arc::downgrade(source);
+    }
+
+    pub(crate) fn can_be_made_again(&self) -> bool {
+        self.state().source.strong_count() > 0
+    }
+
+    /// Asks the source for another service. The source looks when it is polled.
+    pub(crate) fn ask_for_another(&self) {
+        let mut state = self.state();
+        let source = state.source.upgrade();
+        state.is_made_again |= source.is_some();
+        drop(state);
+        if let Some(source) = source {
+            source.lock().push(self.clone());
+        }
+    }
+
+    /// Returns whether the service is not the first one, or is about to be another one.
+    pub(crate) fn is_made_again(&self) -> bool {
+        self.state().is_made_again
+    }
+
+    fn change(&self, set: impl FnOnce(&mut State<A>)) -> Notice<A> {
         let mut state = self.state();
         let change = state.change(set);
         Notice {
@@ -219,7 +249,7 @@ impl<A> Endpoint<A> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<A>> {
         // A poisoned lock does no harm: nothing under it panics halfway through a change.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -255,12 +285,12 @@ impl<A: fmt::Display> Endpoint<A> {
 
     /// Takes the endpoint out of the picks until one of the two above.
     pub(crate) fn mark_unknown(&self) {
-        let unknown = |state: &mut State| (state.unhealthy, state.unknown) = (false, true);
+        let unknown = |state: &mut State<A>| (state.unhealthy, state.unknown) = (false, true);
         self.change(unknown).tell();
     }
 
     fn set_checked(&self, unhealthy: bool) {
-        let checked = |state: &mut State| (state.unhealthy, state.unknown) = (unhealthy, false);
+        let checked = |state: &mut State<A>| (state.unhealthy, state.unknown) = (unhealthy, false);
         self.change(checked).tell();
     }
 
@@ -269,7 +299,7 @@ impl<A: fmt::Display> Endpoint<A> {
         let mut state = self.state();
         let is_over = |ejection: Ejection| ejection.until <= now;
         let change = match state.ejection().is_some_and(is_over) {
-            true => state.change(|state| (state.ejected, state.rests) = (None, None)),
+            true => state.change(|state| state.out = None),
             false => None,
         };
         let weight_and_status = (state.weight, state.status());
@@ -284,6 +314,32 @@ impl<A: fmt::Display> Endpoint<A> {
         notice.tell();
         weight_and_status
     }
+}
+
+/// The endpoints that ask their source for another service.
+pub(crate) struct Asking<A>(Mutex<Vec<Endpoint<A>>>);
+
+impl<A> Asking<A> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    pub(crate) fn take(&self) -> Vec<Endpoint<A>> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Endpoint<A>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why and until when an endpoint gets no requests.
+#[derive(Debug, Default)]
+struct Out {
+    /// Set by outlier detection and [`Endpoint::eject`].
+    ejected: Option<Ejection>,
+    /// Until when the server has asked to get no request.
+    rests: Option<Instant>,
 }
 
 /// What is to be told of a change once no lock is held: a wake of the driver, and an event.
@@ -314,24 +370,36 @@ fn wake(driver: Option<Arc<Notify>>) {
     }
 }
 
-impl State {
+impl<A> State<A> {
     /// Returns the ejection that lasts longer: that of outlier detection, or the one that the server
     /// has asked for.
     fn ejection(&self) -> Option<Ejection> {
-        let rest = self.rests.map(|until| Ejection {
+        let out = self.out.as_ref()?;
+        let rest = out.rests.map(|until| Ejection {
             until,
             reason: ASKED.into(),
         });
-        let ejected = self.ejected.as_deref().cloned();
-        match (ejected, rest) {
+        match (&out.ejected, rest) {
             (Some(ejected), Some(rest)) if ejected.until < rest.until => Some(rest),
-            (ejected, rest) => ejected.or(rest),
+            (ejected, rest) => ejected.clone().or(rest),
         }
     }
 
+    fn ejected(&self) -> Option<&Ejection> {
+        self.out.as_ref()?.ejected.as_ref()
+    }
+
+    fn readmit(&mut self) {
+        if let Some(out) = &mut self.out {
+            out.ejected = None;
+        }
+        self.out.take_if(|out| out.rests.is_none());
+    }
+
     fn status(&self) -> Status {
-        let ejected = self.ejected.as_ref().map(|ejection| ejection.until);
-        match ejected.max(self.rests) {
+        let out = self.out.as_ref();
+        let until = out.and_then(|out| out.ejected.as_ref().map(|e| e.until).max(out.rests));
+        match until {
             _ if self.unhealthy || self.silent => Status::Unhealthy,
             _ if self.unknown => Status::Unknown,
             Some(until) => Status::Ejected { until },

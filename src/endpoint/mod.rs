@@ -14,4 +14,7 @@ pub use self::{
     status::{Ejection, Status},
     target::{Address, IntoTarget, Target},
 };
-pub(crate) use self::{endpoint::Notice, map::EndpointMap};
+pub(crate) use self::{
+    endpoint::{Asking, Notice},
+    map::EndpointMap,
+};

@@ -63,10 +63,17 @@ async fn a_list_is_diffed_by_address() {
     targets.send_replace(vec![]);
     targets.send_replace(vec![(1, 1), (1002, 1)]);
     assert_eq!(changes(&mut discover), [""; 0]);
-    // The sender is dropped: the last list is still read, and then the stream ends.
+    // The sender is dropped: the last list is still read. Its services may have to be made again,
+    // so the stream ends only if nobody is left.
     targets.send_replace(vec![(1, 1)]);
     drop(targets);
     assert_eq!(changes(&mut discover), ["-1002"]);
+    assert!(discover.poll_next().is_pending());
+    let (targets, rx) = watch::channel(vec![1]);
+    let mut discover = tokio_test::task::spawn(WatchLayer::new(rx).layer(|_: &Endpoint<usize>| ()));
+    targets.send_replace(vec![]);
+    drop(targets);
+    assert_eq!(changes(&mut discover), ["+1", "-1"]);
     assert!(matches!(discover.poll_next(), Poll::Ready(None)));
 }
 

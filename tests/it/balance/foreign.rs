@@ -519,3 +519,153 @@ async fn a_snapshot_that_takes_long_is_followed_by_a_pause_of_four_times_as_long
     sleep(ms(500)).await;
     assert!(client.members()[1].is_available());
 }
+
+/// A service like a `Buffer`, whose worker may die: then no `poll_ready` succeeds any more.
+#[derive(Clone)]
+struct Worker {
+    name: usize,
+    is_dead: Arc<AtomicBool>,
+}
+
+impl Service<()> for Worker {
+    type Response = usize;
+    type Error = Failed;
+    type Future = Pin<Box<dyn Future<Output = Result<usize, Failed>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        match self.is_dead.load(Relaxed) {
+            true => Poll::Ready(Err(Failed)),
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        let name = self.name;
+        Box::pin(async move {
+            sleep(ms(500)).await;
+            Ok(name)
+        })
+    }
+}
+
+type Workers = Arc<Mutex<Vec<(usize, Arc<AtomicBool>, Instant)>>>;
+
+/// Makes workers, and lists them with the time when they were made.
+fn workers() -> (Workers, impl Fn(&Endpoint<usize>) -> Worker + Clone) {
+    let made = Workers::default();
+    let all = made.clone();
+    let make = move |endpoint: &Endpoint<usize>| {
+        let worker = Worker {
+            name: *endpoint.address(),
+            is_dead: Arc::default(),
+        };
+        let entry = (worker.name, worker.is_dead.clone(), Instant::now());
+        all.lock().unwrap().push(entry);
+        worker
+    };
+    (made, make)
+}
+
+fn made_of(workers: &Workers, name: usize) -> Vec<(Arc<AtomicBool>, Instant)> {
+    let workers = workers.lock().unwrap();
+    let all = workers.iter().filter(|(worker, ..)| *worker == name);
+    all.map(|(_, dead, at)| (dead.clone(), *at)).collect()
+}
+
+/// Before, out until discovery replaced it.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_failed_for_good_is_made_again_after_growing_pauses() {
+    for with_outliers in [false, true] {
+        let (made, make) = workers();
+        let (_targets, rx) = watch::channel(vec![0, 1, 2]);
+        let discover = each(PendingRequestsLayer::default()).layer(WatchLayer::new(rx).layer(make));
+        let client = match with_outliers {
+            true => {
+                let discover = OutlierLayer::default().seeded(1).layer(discover);
+                let layer = BalanceLayer::new(RoundRobin::seeded(1));
+                tower::util::BoxCloneSyncService::new(layer.layer(discover))
+            }
+            false => {
+                let layer = BalanceLayer::new(RoundRobin::seeded(1));
+                tower::util::BoxCloneSyncService::new(layer.layer(discover))
+            }
+        };
+        let send = |client: &tower::util::BoxCloneSyncService<(), usize, BoxError>| {
+            tokio::spawn(client.clone().oneshot(()))
+        };
+        settle().await;
+        // A request that is in flight on the old service ends there.
+        let in_flight: Vec<_> = (0..3).map(|_| send(&client)).collect();
+        settle().await;
+        let mut pauses = Vec::new();
+        for round in 1..6 {
+            let dies = Instant::now();
+            made_of(&made, 0).last().unwrap().0.store(true, Relaxed);
+            while made_of(&made, 0).len() == round {
+                send(&client);
+                sleep(ms(10)).await;
+                assert!(dies.elapsed() < Duration::from_secs(20), "not made again");
+            }
+            pauses.push(dies.elapsed().as_millis());
+        }
+        println!("{pauses:?}, with outlier detection: {with_outliers}");
+        for answer in in_flight {
+            answer.await.unwrap().unwrap();
+        }
+        // 100 ms until it is certain, and then 100, 200, 400 ms, and up to a quarter of that.
+        assert!(pauses[0] >= 200, "{pauses:?}");
+        assert!(pauses[4] >= 1700, "{pauses:?}");
+        if !with_outliers {
+            assert!(pauses[0] <= 260 && pauses[4] <= 2250, "{pauses:?}");
+        }
+        sleep(ms(100)).await;
+        let answers: Vec<_> = (0..9).map(|_| send(&client)).collect();
+        let mut of_it = 0;
+        for answer in answers {
+            of_it += usize::from(answer.await.unwrap().unwrap() == 0);
+        }
+        assert!(of_it >= 1, "it is used");
+        assert_eq!((made_of(&made, 1).len(), made_of(&made, 2).len()), (1, 1));
+    }
+}
+
+/// One failure says little, and a service that is only busy is not dead.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_works_now_and_then_is_not_made_again() {
+    let (made, make) = workers();
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fixed(0..2))
+        .service(make);
+    settle().await;
+    let is_dead = made_of(&made, 0)[0].0.clone();
+    for _ in 0..100 {
+        is_dead.store(true, Relaxed);
+        tokio::spawn(client.clone().oneshot(()));
+        tokio::spawn(client.clone().oneshot(()));
+        sleep(ms(90)).await;
+        is_dead.store(false, Relaxed);
+        sleep(ms(20)).await;
+    }
+    assert_eq!(made.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_discovery_of_ones_own_has_inserted_is_never_made_again() {
+    let (made, make) = workers();
+    let services: Vec<_> = (0..2).map(|name| make(&Endpoint::new(name))).collect();
+    made_of(&made, 0)[0].0.store(true, Relaxed);
+    let inserts = services.into_iter().enumerate();
+    let inserts = inserts.map(|(name, service)| Ok::<_, Failed>(Change::Insert(name, service)));
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .service(from_discover(tokio_stream::iter(inserts)));
+    settle().await;
+    for _ in 0..200 {
+        tokio::spawn(client.clone().oneshot(()));
+        sleep(ms(10)).await;
+    }
+    assert_eq!(client.members().len(), 2);
+    assert_eq!(made.lock().unwrap().len(), 2);
+}
