@@ -22,6 +22,8 @@ pub struct Member<A, S> {
     pub(crate) share: u32,
     /// Whether the endpoint is not draining, not ejected, not unhealthy and not unknown.
     pub(crate) available: bool,
+    /// Whether the endpoint is draining, and not ejected, unhealthy or unknown.
+    pub(crate) drains: bool,
     /// Whether its first health check is waited for.
     pub(crate) unknown: bool,
     /// As `available`. In a panic that fails open, true for every member that is not draining and

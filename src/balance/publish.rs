@@ -202,6 +202,7 @@ fn list<A: Address, S: Clone>(
             weight,
             share: weight,
             available,
+            drains: status == Status::Available && weight == 0,
             unknown: status == Status::Unknown,
             candidate: available,
         });

@@ -175,15 +175,18 @@ where
     let candidates = Candidates::new(&snapshot.members);
     let pick = &mut PickContext::new(request, rng);
     let choice = shared.policy.pick(&snapshot.table, candidates, pick);
-    let (Choice::Member(position) | Choice::Exactly(position)) = choice else {
+    let (Choice::Member(position) | Choice::Exactly(position) | Choice::EvenDraining(position)) =
+        choice
+    else {
         return choice == Choice::NeedsRequest;
     };
     if let Some(member) = snapshot.members.get(position) {
         // The guard is dropped when this function returns: services are foreign code, and must not
         // be driven while it is held.
-        *reserved = member.candidate.then(|| Reserved {
+        let is_home = || member.drains && matches!(choice, Choice::EvenDraining(_));
+        *reserved = (member.candidate || is_home()).then(|| Reserved {
             service: member.service.clone(),
-            wish: Wish::new(member.id, matches!(choice, Choice::Exactly(_))),
+            wish: Wish::new(member.id, choice),
             version: snapshot.version,
         });
     }

@@ -10,7 +10,7 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::{slow_start::SlowStart, suspects::Suspects};
+use super::{reserved::Wish, slow_start::SlowStart, suspects::Suspects};
 use crate::{
     atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
@@ -186,10 +186,13 @@ impl<A, S, T> Drop for Snapshot<A, S, T> {
 }
 
 impl<A, S, T> Snapshot<A, S, T> {
-    /// Returns the position of the member with this id, if it is still a candidate. **O(log n)**.
-    pub(super) fn candidate(&self, id: u64) -> Option<usize> {
+    /// Returns the position of the member, if it may still be called. **O(log n)**.
+    pub(super) fn position(&self, wish: Wish) -> Option<usize> {
+        let id = wish.id();
         let position = self.members.binary_search_by_key(&id, |m| m.id).ok()?;
-        self.members[position].is_candidate().then_some(position)
+        let member = &self.members[position];
+        let may_be_called = member.candidate || (member.drains && wish.is_even_draining());
+        may_be_called.then_some(position)
     }
 }
 

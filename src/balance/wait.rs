@@ -85,7 +85,7 @@ impl<S, Req, A> Wait<S, Req, A> {
         S: Service<Req, Error: Into<BoxError>>,
     {
         // A member that is no candidate any more has no position to pass over.
-        let Some(position) = snapshot.candidate(reserved.wish.id()) else {
+        let Some(position) = snapshot.position(reserved.wish) else {
             return;
         };
         self.follow(snapshot);
@@ -97,7 +97,7 @@ impl<S, Req, A> Wait<S, Req, A> {
             }
             _ => self
                 .pending
-                .push(Readiness::new(reserved.wish.id(), reserved.service)),
+                .push(Readiness::new(reserved.wish, reserved.service)),
         }
     }
 
@@ -132,7 +132,7 @@ impl<S, Req, A> Wait<S, Req, A> {
         for readiness in std::mem::take(&mut self.pending) {
             // A member that is excluded now gives up its place: there may be other members to
             // choose.
-            let position = snapshot.candidate(readiness.id);
+            let position = snapshot.position(readiness.wish);
             if position.is_some_and(|position| self.pass(position)) {
                 self.pending.push(readiness);
             }
@@ -160,11 +160,12 @@ impl<S, Req, A> Wait<S, Req, A> {
                 return Some(Selected::Reserved(reserved));
             }
             let error = match self.next(snapshot, policy, rng, request) {
-                Choice::Member(position) => {
+                choice @ (Choice::Member(position) | Choice::EvenDraining(position)) => {
                     self.pass(position);
                     let member = &snapshot.members[position];
+                    let wish = Wish::new(member.id, choice);
                     self.pending
-                        .push(Readiness::new(member.id, member.service.clone()));
+                        .push(Readiness::new(wish, member.service.clone()));
                     continue;
                 }
                 Choice::NeedsRequest => return Some(Selected::NeedsRequest),
@@ -186,7 +187,7 @@ impl<S, Req, A> Wait<S, Req, A> {
     /// Adds the endpoint that was found to `tried`.
     pub(super) fn note_tried<T>(&self, snapshot: &Snapshot<A, S, T>, selected: &Selected<S>) {
         if let (Some(tried), Selected::Reserved(reserved)) = (&self.tried, selected) {
-            if let Some(position) = snapshot.candidate(reserved.wish.id()) {
+            if let Some(position) = snapshot.position(reserved.wish) {
                 tried.insert(snapshot.members[position].endpoint().clone());
             }
         }
@@ -202,15 +203,15 @@ impl<S, Req, A> Wait<S, Req, A> {
         A: Address,
         S: Service<Req, Error: Into<BoxError>>,
     {
-        while let Poll::Ready(Some((id, readiness))) = Pin::new(&mut self.pending).poll_next(cx) {
-            let Some(position) = snapshot.candidate(id) else {
+        while let Poll::Ready(Some((wish, readiness))) = Pin::new(&mut self.pending).poll_next(cx) {
+            let Some(position) = snapshot.position(wish) else {
                 continue;
             };
             match readiness {
                 Ok(service) => {
                     return Some(Reserved {
                         service,
-                        wish: Wish::new(id, self.is_exact),
+                        wish: if self.is_exact { wish.exact() } else { wish },
                         version: snapshot.version,
                     });
                 }
@@ -257,6 +258,11 @@ impl<S, Req, A> Wait<S, Req, A> {
             // The member has been asked already, or is not a candidate. Never choose another one in
             // its place.
             Choice::Member(position) if !candidates.contains(position) => Choice::Nobody,
+            Choice::EvenDraining(position)
+                if !candidates.contains(position) && !candidates.is_draining(position) =>
+            {
+                Choice::Nobody
+            }
             Choice::NeedsRequest if request.is_some() => Choice::Nobody,
             choice => choice,
         }
@@ -319,15 +325,15 @@ impl<S, Req, A> Wait<S, Req, A> {
 
 /// Drives one service to ready.
 struct Readiness<S, Req> {
-    id: u64,
+    wish: Wish,
     service: Option<S>,
     _request: PhantomData<fn(Req)>,
 }
 
 impl<S, Req> Readiness<S, Req> {
-    const fn new(id: u64, service: S) -> Self {
+    const fn new(wish: Wish, service: S) -> Self {
         Self {
-            id,
+            wish,
             service: Some(service),
             _request: PhantomData,
         }
@@ -335,7 +341,7 @@ impl<S, Req> Readiness<S, Req> {
 }
 
 impl<S: Service<Req>, Req> Future for Readiness<S, Req> {
-    type Output = (u64, Result<S, S::Error>);
+    type Output = (Wish, Result<S, S::Error>);
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
@@ -345,7 +351,7 @@ impl<S: Service<Req>, Req> Future for Readiness<S, Req> {
         let result = ready!(service.poll_ready(cx));
         // Takes the service out, ready or failed: a failed one must not be polled again.
         this.service.take().map_or(Poll::Pending, |service| {
-            Poll::Ready((this.id, result.map(|()| service)))
+            Poll::Ready((this.wish, result.map(|()| service)))
         })
     }
 }

@@ -295,6 +295,7 @@ mod tests {
             weight,
             share: weight,
             available: candidate && weight > 0,
+            drains: false,
             unknown: false,
             candidate: candidate && weight > 0,
         };

@@ -69,7 +69,7 @@ mod unsent;
 pub use self::orca::{load_metric, load_report};
 #[cfg(feature = "session")]
 #[cfg_attr(docsrs, doc(cfg(feature = "session")))]
-pub use self::session::{Session, SessionLayer, Sticky};
+pub use self::session::{BoundedSticky, SameSite, Session, SessionLayer, Sticky};
 pub use self::{
     authority::{AuthorityLayer, EndpointError, NoAuthority, ToAuthority},
     classify::{GrpcStatus, HttpStatus},

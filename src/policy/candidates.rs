@@ -98,6 +98,17 @@ impl<'a, A, S> Candidates<'a, A, S> {
             && self.filters().all(|filter| filter.keeps(position))
     }
 
+    /// Returns whether the member at `position` is draining, and otherwise may be chosen. **O(1)**.
+    ///
+    /// It is no candidate, but [`Choice::EvenDraining`](crate::Choice::EvenDraining) chooses it.
+    #[must_use]
+    pub fn is_draining(&self, position: usize) -> bool {
+        self.members
+            .get(position)
+            .is_some_and(|member| member.drains)
+            && self.filters().all(|filter| filter.keeps(position))
+    }
+
     /// Returns whether the member at `position` is in every [`only`](Self::only) mask. **O(1)**.
     ///
     /// Unlike [`contains`](Self::contains), it ignores whether the member is available.

@@ -135,6 +135,11 @@ pub enum Choice {
     Member(usize),
     /// The member at this position and no other. If it is not ready, the call waits for it.
     Exactly(usize),
+    /// The member at this position, even if it is draining.
+    ///
+    /// It is for requests that belong to it, such as those of a session. Without this, a draining
+    /// member gets no request. [`Candidates::is_draining`] tells whether it may be chosen so.
+    EvenDraining(usize),
     /// The policy needs the request, which is known only in `call`. It is asked again there.
     NeedsRequest,
     /// The request has no key; the call fails with [`MissingKey`](crate::error::MissingKey).

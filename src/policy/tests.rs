@@ -67,6 +67,7 @@ fn all_loads_tell_the_clock_before_one_of_them_is_asked() {
                 weight: weights[address],
                 share: weights[address],
                 available: true,
+                drains: false,
                 unknown: false,
                 candidate: true,
             })

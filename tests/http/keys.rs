@@ -12,7 +12,7 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
     hash::HashKey,
     http::{
-        SessionLayer,
+        SameSite, SessionLayer,
         key::{ClientIp, Cookie, Extension, Header, Path, Query},
     },
     *,
@@ -362,4 +362,142 @@ async fn a_session_leaves_an_endpoint_that_is_unavailable_and_attributes_are_set
     for name in ["", "a b", "a;b", "ü"] {
         assert!(std::panic::catch_unwind(|| SessionLayer::new(name, [0; 16])).is_err());
     }
+}
+
+/// A client of these sessions over targets with weights; 0 drains.
+macro_rules! weighted {
+    ($policy:expr, $sessions:expr, $targets:expr) => {
+        ServiceBuilder::new()
+            .layer(BalanceLayer::new($policy))
+            .layer($sessions.clone())
+            .layer(each(PendingRequestsLayer::default().with_total()))
+            .layer(WatchLayer::new($targets.subscribe()))
+            .service(|endpoint: &Endpoint<&'static str>| {
+                let name = endpoint.to_string();
+                service_fn(move |request: Request<()>| {
+                    let name = name.clone();
+                    async move {
+                        if request.uri().path() == "/slow" {
+                            std::future::pending::<()>().await;
+                        }
+                        Ok::<_, std::io::Error>(Response::new(name))
+                    }
+                })
+            })
+    };
+}
+
+#[tokio::test]
+async fn a_session_stays_at_a_draining_home_and_none_begins_there() {
+    for leaves in [false, true] {
+        let mut sessions = SessionLayer::new("lb", [7; 16]);
+        if leaves {
+            sessions = sessions.leave_draining();
+        }
+        let (targets, _rx) = watch::channel(vec![("a", 1), ("b", 1), ("c", 1)]);
+        let client = weighted!(sessions.policy(RoundRobin::default()), sessions, targets);
+        let (home, set) = send(&client, None).await;
+        let cookie = set.unwrap();
+        targets.send_modify(|list| {
+            let home = list.iter_mut().find(|(name, _)| *name == home).unwrap();
+            home.1 = 0;
+        });
+        until(async || {
+            let members = client.members();
+            let mut members = members.iter();
+            members.any(|member| member.weight() == 0)
+        })
+        .await;
+        for _ in 0..10 {
+            let (answered, set) = send(&client, Some(pair(&cookie))).await;
+            assert_eq!((answered == home, set.is_none()), (!leaves, !leaves));
+            assert_ne!(send(&client, None).await.0, home, "no new session");
+        }
+        // It is ejected, too: then the session moves.
+        let members = client.members();
+        let draining = members.iter().find(|member| member.weight() == 0).unwrap();
+        draining.endpoint().mark_unhealthy();
+        until(async || send(&client, Some(pair(&cookie))).await.0 != home).await;
+    }
+}
+
+#[tokio::test]
+async fn the_key_changes_and_no_session_moves() {
+    let (targets, _rx) = watch::channel(vec!["a", "b", "c"]);
+    let old = client(&SessionLayer::new("lb", [1; 16]), &targets);
+    let (home, set) = send(&old, None).await;
+    let cookie = set.unwrap();
+    // A process that is not yet at the new key follows its cookies.
+    let ahead = client(
+        &SessionLayer::new("lb", [1; 16]).previous_key([2; 16]),
+        &targets,
+    );
+    let new = client(
+        &SessionLayer::new("lb", [2; 16]).previous_key([1; 16]),
+        &targets,
+    );
+    let (answered, set) = send(&new, Some(pair(&cookie))).await;
+    assert_eq!(answered, home);
+    let renewed = set.expect("a cookie of the new key");
+    assert_ne!(pair(&renewed), pair(&cookie));
+    for client in [&new, &ahead] {
+        assert_eq!(send(client, Some(pair(&renewed))).await.0, home);
+    }
+    assert_eq!(send(&new, Some(pair(&renewed))).await.1, None);
+    // Without the old key, its cookies say nothing.
+    let later = client(&SessionLayer::new("lb", [2; 16]), &targets);
+    let mut seen = HashSet::new();
+    for _ in 0..3 {
+        seen.insert(send(&later, Some(pair(&cookie))).await.0);
+    }
+    assert_eq!(seen.len(), 3);
+}
+
+#[tokio::test]
+async fn cookies_for_other_sites_are_secure() {
+    let attributes = |sessions: SessionLayer| async move {
+        let (targets, _rx) = watch::channel(vec!["a"]);
+        let (_, set) = send(&client(&sessions, &targets), None).await;
+        set.unwrap().split_once(';').unwrap().1.to_owned()
+    };
+    let sessions = || SessionLayer::new("lb", [7; 16]);
+    assert_eq!(
+        attributes(sessions().same_site(SameSite::None).partitioned()).await,
+        " Path=/; HttpOnly; SameSite=None; Secure; Partitioned"
+    );
+    assert_eq!(
+        attributes(sessions().same_site(SameSite::Strict)).await,
+        " Path=/; HttpOnly; SameSite=Strict"
+    );
+}
+
+/// Somebody has collected a cookie and sends all requests with it.
+#[tokio::test]
+async fn collected_cookies_do_not_send_all_to_one_endpoint() {
+    let sessions = SessionLayer::new("lb", [7; 16]);
+    let (targets, _rx) = watch::channel(vec![("a", 1), ("b", 1), ("c", 1), ("d", 1)]);
+    let policy = sessions.policy(RoundRobin::default()).bounded(2.0);
+    let client = weighted!(policy, sessions, targets);
+    let (home, set) = send(&client, None).await;
+    let cookie = set.unwrap();
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..80 {
+        let request = request("/slow", &[("cookie", pair(&cookie).as_bytes())]);
+        requests.spawn(client.clone().oneshot(request));
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let members = client.members();
+    let counts: Vec<_> = members
+        .iter()
+        .map(|member| (member.endpoint().to_string(), member.service().in_flight()))
+        .collect();
+    let at_home = counts.iter().find(|(name, _)| *name == home).unwrap().1;
+    assert_eq!(counts.iter().map(|(_, count)| count).sum::<usize>(), 80);
+    assert!((35..=41).contains(&at_home), "{counts:?}");
+    // Where nobody has too much, a session stays at home.
+    requests.shutdown().await;
+    assert_eq!(send(&client, Some(pair(&cookie))).await, (home, None));
 }

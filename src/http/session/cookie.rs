@@ -13,10 +13,26 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct CookieSettings {
     pub(super) name: String,
+    /// The key that cookies are made with, and the earlier ones that are still followed.
     pub(super) key: [u8; 16],
+    pub(super) previous_keys: Vec<[u8; 16]>,
     pub(super) path: String,
     pub(super) max_age: Option<Duration>,
     pub(super) transport: Transport,
+    pub(super) same_site: SameSite,
+    pub(super) is_partitioned: bool,
+}
+
+/// Whether a browser sends the cookie with requests that come from other sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SameSite {
+    /// Only when the user follows a link. This is the default.
+    #[default]
+    Lax,
+    /// Never.
+    Strict,
+    /// Always, for content that other sites embed. Browsers then want HTTPS.
+    None,
 }
 
 /// The connections over which a browser sends the cookie.
@@ -33,8 +49,19 @@ impl CookieSettings {
     /// Returns the endpoint's token: 128 bits of a keyed hash of its address, as hexadecimal
     /// digits.
     pub(super) fn token<A: Address>(&self, endpoint: &Endpoint<A>) -> Token {
-        let mut hasher = SipHasher24::new_with_key(&self.key);
-        hasher.write(endpoint.to_string().as_bytes());
+        Self::token_by(&self.key, &endpoint.to_string())
+    }
+
+    /// Returns the endpoint's tokens by all keys.
+    pub(super) fn tokens<A: Address>(&self, endpoint: &Endpoint<A>) -> impl Iterator<Item = Token> {
+        let name = endpoint.to_string();
+        let keys = std::iter::once(&self.key).chain(&self.previous_keys);
+        keys.map(move |key| Self::token_by(key, &name))
+    }
+
+    fn token_by(key: &[u8; 16], name: &str) -> Token {
+        let mut hasher = SipHasher24::new_with_key(key);
+        hasher.write(name.as_bytes());
         let mut token = [0; 32];
         let hash = hasher.finish128().as_u128();
         for (i, digit) in token.iter_mut().enumerate() {
@@ -57,12 +84,16 @@ impl CookieSettings {
     pub(super) fn set_cookie(&self, token: &Token) -> Option<HeaderValue> {
         let token = std::str::from_utf8(token).ok()?;
         let Self { name, path, .. } = self;
-        let mut cookie = format!("{name}={token}; Path={path}; HttpOnly; SameSite=Lax");
+        let same_site = self.same_site;
+        let mut cookie = format!("{name}={token}; Path={path}; HttpOnly; SameSite={same_site:?}");
         if let Some(max_age) = self.max_age {
             cookie += &format!("; Max-Age={}", max_age.as_secs());
         }
         if self.transport == Transport::Secure {
             cookie += "; Secure";
+        }
+        if self.is_partitioned {
+            cookie += "; Partitioned";
         }
         HeaderValue::try_from(cookie).ok()
     }

@@ -3,9 +3,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use tower::Layer;
 
 use super::{
-    cookie::{CookieSettings, Transport},
+    cookie::{CookieSettings, SameSite, Transport},
     service::Session,
-    sticky::Sticky,
+    sticky::{Home, Sticky},
 };
 use crate::{
     discover::{
@@ -20,8 +20,11 @@ use crate::{
 ///
 /// It has two parts. This layer, below the balancer, sets the cookie on a response if the request
 /// had none for that endpoint. [`policy`](Self::policy) follows the cookie while its endpoint is
-/// available, and leaves all other requests to the policy that it wraps. When an endpoint is gone,
-/// the wrapped policy sends its sessions to other endpoints, and they stay there.
+/// available or drains, and leaves all other requests to the policy that it wraps. When an endpoint
+/// is gone, the wrapped policy sends its sessions to other endpoints, and they stay there.
+///
+/// A client may collect cookies and send all its requests to one endpoint.
+/// [`Sticky::bounded`](super::Sticky::bounded) sends what is too much elsewhere.
 ///
 /// The cookie is a keyed hash (SipHash-2-4, 128 bits) of the endpoint's address. Without the key, a
 /// client can neither make a cookie nor learn an address from one. A cookie that fits no endpoint
@@ -60,6 +63,7 @@ use crate::{
 #[derive(Clone)]
 pub struct SessionLayer {
     shared: Arc<CookieSettings>,
+    home: Home,
 }
 
 impl SessionLayer {
@@ -85,8 +89,12 @@ impl SessionLayer {
                 key,
                 path: "/".to_owned(),
                 max_age: None,
+                previous_keys: Vec::new(),
                 transport: Transport::Any,
+                same_site: SameSite::Lax,
+                is_partitioned: false,
             }),
+            home: Home::EvenDraining,
         }
     }
 
@@ -128,12 +136,60 @@ impl SessionLayer {
         self
     }
 
+    /// Sets whether a browser sends the cookie with requests that come from other sites. Default
+    /// [`SameSite::Lax`].
+    ///
+    /// [`SameSite::None`] also makes it [`secure`](Self::secure), as browsers want it.
+    #[must_use]
+    pub fn same_site(mut self, same_site: SameSite) -> Self {
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.same_site = same_site;
+        if same_site == SameSite::None {
+            shared.transport = Transport::Secure;
+        }
+        self
+    }
+
+    /// Makes browsers keep one cookie for each site that embeds this one. Default: one for all.
+    ///
+    /// Browsers that block the cookies of other sites accept such a one, if it is
+    /// [`SameSite::None`]. Also makes it [`secure`](Self::secure), as browsers want it.
+    #[must_use]
+    pub fn partitioned(mut self) -> Self {
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.is_partitioned = true;
+        shared.transport = Transport::Secure;
+        self
+    }
+
+    /// Follows the cookies of an earlier key, too, and replaces them by cookies of the new one.
+    ///
+    /// To change the key without moving a session: give all processes the new key as a previous
+    /// one, then make it the key and the old one a previous one, and remove the old one once the
+    /// cookies' [`max_age`](Self::max_age) is over. May be called several times.
+    #[must_use]
+    pub fn previous_key(mut self, key: [u8; 16]) -> Self {
+        Arc::make_mut(&mut self.shared).previous_keys.push(key);
+        self
+    }
+
+    /// Lets sessions move at once when their endpoint drains. Default: they stay until it is gone.
+    ///
+    /// No session begins at a draining endpoint in either case. Source: gRFC A55, where this is the
+    /// override host status DRAINING.
+    #[must_use]
+    pub const fn leave_draining(mut self) -> Self {
+        self.home = Home::WhileAvailable;
+        self
+    }
+
     /// Wraps a policy so that it follows the cookies.
     #[must_use]
     pub fn policy<P>(&self, policy: P) -> Sticky<P> {
         Sticky {
             policy,
             shared: self.shared.clone(),
+            home: self.home,
         }
     }
 }

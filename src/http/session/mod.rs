@@ -6,7 +6,8 @@ mod service;
 mod sticky;
 
 pub use self::{
+    cookie::SameSite,
     layer::SessionLayer,
     service::{Session, SessionFuture},
-    sticky::{Sticky, StickyTable},
+    sticky::{BoundedSticky, Sticky, StickyTable},
 };
