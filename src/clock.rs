@@ -20,6 +20,7 @@ pub struct PickClock {
 
 impl PickClock {
     /// Starts a pick with the latest time that this thread knows.
+    #[inline]
     #[must_use]
     pub fn new() -> Self {
         Self {

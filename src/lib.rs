@@ -53,7 +53,7 @@
 //! | may it be used now? | [`health`] | [`OutlierLayer`], [`HealthCheckLayer`], [`Heartbeats`] |
 //! | what joins them into one service? | [`balance`] | [`BalanceLayer`], [`Balance`], [`SlowStart`], [`Watcher`] |
 //! | may a request be tried again, elsewhere? | [`failover`] | [`FailoverLayer`], [`HedgeLayer`] |
-//! | how many tries are too many? | [`budget`], [`limit`] | [`Budget`], [`LimitLayer`], [`AdaptiveThrottleLayer`] |
+//! | how many tries are too many, and how long may they take? | [`budget`], [`limit`] | [`Budget`], [`LimitLayer`], [`AdaptiveThrottleLayer`], [`DeadlineLayer`] |
 //! | what can go wrong? | [`error`] | [`NoEndpoints`], [`Unavailable`], [`NotReady`] |
 //!
 //! # Keeping it in a struct
@@ -127,9 +127,9 @@
 //!
 //! # Repeatable runs
 //!
-//! Policies are seeded by `P2c::seeded(7)` and the like, for all handles of the balancer. Layers that
-//! draw have a `seeded` of their own: [`FailoverLayer`], [`OutlierLayer`], [`HealthCheckLayer`],
-//! [`AdaptiveThrottleLayer`]. Without one, a run is different each time.
+//! Policies are seeded by `P2c::seeded(7)` and the like, for all handles of the balancer. Layers
+//! that draw have a `seeded` of their own: [`FailoverLayer`], [`OutlierLayer`],
+//! [`HealthCheckLayer`], [`AdaptiveThrottleLayer`]. Without one, a run is different each time.
 //!
 //! # Features
 //!
@@ -137,6 +137,7 @@
 //! |---|---|
 //! | `http` | module `http`: support for HTTP and gRPC |
 //! | `session` | `http::SessionLayer`: keeps a session on the endpoint where it began, by a signed cookie |
+//! | `http2` | [`ConnectErrors`] knows which requests an HTTP/2 server has not begun, so that they go to another one |
 //! | `orca` | `http::load_report`, `http::load_metric`: read the load that servers report in ORCA's header |
 //! | `hdrhistogram` | `HedgeLayer::at_quantile`: hedges after a measured quantile |
 //! | `net` | `health::tcp_connect`: a health check that connects |

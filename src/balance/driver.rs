@@ -160,8 +160,8 @@ where
         self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
     }
 
-    /// Looks at the members that failed to become ready. If some may have failed for good, the timer
-    /// has registered the waker.
+    /// Looks at the members that failed to become ready. If some may have failed for good, the
+    /// timer has registered the waker.
     fn look_at_suspects(&mut self, shared: &Shared<A, S, P, P::Table>, cx: &mut Context<'_>) {
         let timer = self.suspicion_timer.as_mut();
         if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_pending()) {

@@ -29,8 +29,18 @@
 //! | the same, with [`fail_closed`](BalanceLayer::fail_closed) | ready | [`Unavailable`](crate::Unavailable) |
 //! | every member's `poll_ready` failed | ready | [`NotReady`](crate::NotReady) |
 //! | some failed, the others are not ready | waits for the others; tries the failed ones again whenever it is polled | |
+//! | the first health checks are waited for, and nobody else is available | waits | waits |
 //!
-//! `poll_ready` itself never fails.
+//! `poll_ready` itself never fails. A wait has no end of its own: put a
+//! [`DeadlineLayer`](crate::DeadlineLayer) above the balancer. tower's timeout starts in `call`, so
+//! it does not cover the wait in `poll_ready`.
+//!
+//! # Where the driver runs
+//!
+//! The driver is a task of the tokio runtime in which the balancer is built. A current-thread
+//! runtime runs its tasks only within `block_on`: between two calls of it nothing is taken in, no
+//! ejection ends and no check runs, and the next request is sent by what was known before. Keep
+//! such a runtime on a thread of its own, or take [`Balance::pair`] and poll the driver elsewhere.
 
 mod driver;
 mod feed;

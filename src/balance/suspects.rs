@@ -1,8 +1,8 @@
 //! Finds services that have failed for good, and asks for new ones.
 //!
 //! A service whose every `poll_ready` fails, such as a `Buffer` whose worker is gone, never works
-//! again. Callers report members that failed to become ready. The driver then polls such a member by
-//! itself, until it is ready once or has failed for long enough.
+//! again. Callers report members that failed to become ready. The driver then polls such a member
+//! by itself, until it is ready once or has failed for long enough.
 
 use std::{
     collections::BTreeMap,

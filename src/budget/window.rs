@@ -3,8 +3,8 @@ use crate::atomic::{AtomicI64, AtomicU64, Mutex, Relaxed};
 /// A sum over a span of time: it loses what was added longer ago.
 ///
 /// Time goes in slots, each a part of the span. Of ten slots, an amount counts for at least nine
-/// tenths of the span, and at most for all of it. Adding and taking are one atomic operation each. The first
-/// caller of `expire` after the end of a slot takes out what has expired.
+/// tenths of the span, and at most for all of it. Adding and taking are one atomic operation each.
+/// The first caller of `expire` after the end of a slot takes out what has expired.
 pub(crate) struct Window {
     total: AtomicI64,
     /// When the current slot ends, in nanoseconds.

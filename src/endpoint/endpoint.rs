@@ -371,8 +371,8 @@ fn wake(driver: Option<Arc<Notify>>) {
 }
 
 impl<A> State<A> {
-    /// Returns the ejection that lasts longer: that of outlier detection, or the one that the server
-    /// has asked for.
+    /// Returns the ejection that lasts longer: that of outlier detection, or the one that the
+    /// server has asked for.
     fn ejection(&self) -> Option<Ejection> {
         let out = self.out.as_ref()?;
         let rest = out.rests.map(|until| Ejection {

@@ -15,9 +15,10 @@ use crate::error::NotReady;
 /// That is safe for every request. It is so when no endpoint became ready ([`NotReady`]), or when
 /// an [`io::Error`] of the kind connection refused or address not available is among the error and
 /// its sources. With the feature `http2` it is also so when an HTTP/2 server refused the stream, or
-/// shut down before it began with it (RFC 9113, section 8.7). Host or network unreachable do not count: an open connection can end with them
-/// after its request was executed. Clients may have errors of their own for a connect that timed
-/// out or found no route. Add those with [`also`](Self::also).
+/// shut down before it began with it (RFC 9113, section 8.7). Host or network unreachable do not
+/// count: an open connection can end with them after its request was executed. Clients may have
+/// errors of their own for a connect that timed out or found no route. Add those with
+/// [`also`](Self::also).
 #[derive(Clone, Default)]
 pub struct ConnectErrors {
     /// Behind pointers, to keep the filters out of the type of the stack. Called only for errors.

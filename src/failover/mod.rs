@@ -44,8 +44,8 @@
 //! | the request was rejected locally: no endpoint is available, or a limit is reached | no | no | no |
 //!
 //! If a client cannot tell whether its request was executed, it must not send the request again,
-//! unless executing it twice is as good as once. A deadline above the failover ends the request with
-//! all its tries.
+//! unless executing it twice is as good as once. A deadline above the failover ends the request
+//! with all its tries.
 //!
 //! # How much is tried again
 //!

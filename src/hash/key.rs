@@ -7,7 +7,7 @@ use twox_hash::XxHash64;
 /// [`borrowed`], [`owned`] and [`hashed`] make a key from a closure. A tuple of up to four keys
 /// combines them in order. It starts with the hash of the first key that the request has. Each
 /// further hash is hashed again, with the result so far as the seed. Keys that the request does not
-/// have are skipped.
+/// have are skipped. [`rotate_xor`] combines them as Envoy does.
 ///
 /// ```
 /// use tower_lb::hash::{RingHash, borrowed, owned};
@@ -130,6 +130,31 @@ where
     }
 }
 
+/// Combines a tuple of keys as Envoy does, for clients that must agree with its hash policies.
+///
+/// The result so far is rotated left by one bit, and the hash of the next key is combined with it
+/// by exclusive or. Keys that the request does not have are skipped. Source: Envoy,
+/// `HashPolicyImpl::generateHash`.
+///
+/// ```
+/// use tower_lb::hash::{RingHash, borrowed, rotate_xor};
+///
+/// struct Request { tenant: String, path: String }
+///
+/// let policy = RingHash::by_key(rotate_xor((
+///     borrowed(|request: &Request| Some(request.tenant.as_bytes())),
+///     borrowed(|request: &Request| Some(request.path.as_bytes())),
+/// )));
+/// # let _ = policy;
+/// ```
+pub const fn rotate_xor<Keys>(keys: Keys) -> RotateXor<Keys> {
+    RotateXor(keys)
+}
+
+/// Keys that are combined as by Envoy, made by [`rotate_xor`].
+#[derive(Clone, Copy, Debug)]
+pub struct RotateXor<Keys>(Keys);
+
 macro_rules! combined {
     ($($key:ident)+) => {
         impl<Req, $($key: HashKey<Req>),+> HashKey<Req> for ($($key,)+) {
@@ -141,6 +166,21 @@ macro_rules! combined {
                 $(
                     if let Some(hash) = $key.hash(request, seed) {
                         all = Some(all.map_or(hash, |before| rehash(hash, before)));
+                    }
+                )+
+                all
+            }
+        }
+
+        impl<Req, $($key: HashKey<Req>),+> HashKey<Req> for RotateXor<($($key,)+)> {
+            #[inline]
+            fn hash(&self, request: &Req, seed: u64) -> Option<u64> {
+                #[allow(non_snake_case)] // named as their types
+                let Self(($($key,)+)) = self;
+                let mut all: Option<u64> = None;
+                $(
+                    if let Some(hash) = $key.hash(request, seed) {
+                        all = Some(all.unwrap_or(0).rotate_left(1) ^ hash);
                     }
                 )+
                 all
@@ -216,6 +256,32 @@ mod tests {
         assert_eq!(
             number().hash(&request, 1),
             Some(hash_bytes(&[7, 0, 0, 0, 0, 0, 0, 0], 1))
+        );
+    }
+
+    #[test]
+    fn keys_combine_as_in_envoy() {
+        struct Three([Option<&'static str>; 3]);
+        let key = |i: usize| borrowed(move |request: &Three| request.0[i].map(str::as_bytes));
+        let keys = rotate_xor((key(0), key(1), key(2)));
+        let hash = |request| keys.hash(&Three(request), 0);
+        assert_eq!(hash([None; 3]), None);
+        assert_eq!(
+            hash([None, Some("foo"), None]),
+            Some(3_728_699_739_546_630_719)
+        );
+        assert_eq!(
+            hash([Some("foo"), None, Some("bar")]),
+            Some(3_449_051_153_737_634_343)
+        );
+        assert_eq!(
+            hash([Some("foo"), Some("bar"), Some("key")]),
+            Some(2_003_426_553_932_605_306)
+        );
+        // A key that is named twice does not cancel itself.
+        assert_eq!(
+            hash([Some("foo"), Some("foo"), None]),
+            Some(6_107_164_738_285_588_033)
         );
     }
 

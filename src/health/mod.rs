@@ -76,8 +76,10 @@
 //! - Classify answers: an error that the caller caused (a malformed request, a 404) is
 //!   [`Outcome::Neutral`](crate::Outcome), not a failure.
 //! - A timeout or a limit of the *client's* own, above the balancer, cancels calls. By default,
-//!   cancelled calls do not count. Below the balancer, in `each(..)`, errors of timeouts and limits
-//!   count against the endpoint: put only those there that the endpoint alone can cause.
+//!   cancelled calls do not count: the caller may just be impatient. So a deadline above says
+//!   nothing of a server that hangs, unless [`cancelled_after`](OutlierLayer::cancelled_after) is
+//!   set, to somewhat less than the deadline. Below the balancer, in `each(..)`, errors of timeouts
+//!   and limits count against the endpoint: put only those there that the endpoint alone can cause.
 //! - A dead network at the client makes all endpoints fail. The cap keeps nine in ten of them, and
 //!   the last available endpoint is never ejected. When checks make all endpoints unhealthy, the
 //!   balancer [tries them all](crate::balance).

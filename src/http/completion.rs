@@ -33,9 +33,11 @@ use crate::outcome::{Outcome, Settle};
 /// [`HttpStatus`](super::HttpStatus) leaves it undecided only if told to:
 /// `.class(2, Outcome::Undecided)`.
 ///
-/// After status 101 or `CONNECT` a request is over at once, because what follows is not a body. The
-/// same is true of a body that already reports its end ([`is_end_stream`](Body::is_end_stream)),
-/// such as that of an answer to `HEAD`.
+/// After status 101 or `CONNECT` a request is over at once, because what follows is not a body. So
+/// an upgraded connection, such as a WebSocket, does not count as in flight: to balance those,
+/// count them where they are used, by a handle that lives as long as the connection. The same is
+/// true of a body that already reports its end ([`is_end_stream`](Body::is_end_stream)), such as
+/// that of an answer to `HEAD`.
 ///
 /// With [`PeakEwma`](crate::PeakEwma) the latency is that of the whole body. This is right for
 /// downloads and unary calls, and wrong for streams that live for hours.

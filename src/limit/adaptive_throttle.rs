@@ -34,10 +34,10 @@ use crate::{
 ///
 /// An answer that the classifier calls a [failure](Outcome::Failure) was not accepted; every other
 /// answer was. If the backends tell overload from other errors, use a classifier that does so, too.
-/// A request counts when it is decided: at its answer, or when it is rejected here. So a burst, or a
-/// backend that takes long, is no reason to reject. A request that its caller drops does not count.
-/// Above retries, this layer judges the final answer to each request. Below them, it also stops
-/// retries.
+/// A request counts when it is decided: at its answer, or when it is rejected here. So a burst, or
+/// a backend that takes long, is no reason to reject. A request that its caller drops does not
+/// count. Above retries, this layer judges the final answer to each request. Below them, it also
+/// stops retries.
 ///
 /// At least one request a second is let through whatever the counts say. Once the backends work
 /// again, nineteen in twenty requests pass within a minute.
@@ -369,8 +369,8 @@ impl<F, K> fmt::Debug for ThrottleFuture<F, K> {
     }
 }
 
-/// The counts are exact to a hundredth of the window. With fewer slots, backends that accept so many
-/// requests in each second would be throttled for too little.
+/// The counts are exact to a hundredth of the window. With fewer slots, backends that accept so
+/// many requests in each second would be throttled for too little.
 const SLOTS: usize = 100;
 
 /// In ns. One request a second is a small load, and finds out that the backends work again.

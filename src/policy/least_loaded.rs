@@ -9,8 +9,8 @@ use crate::{
 
 /// Picks the least loaded of all members.
 ///
-/// Members are compared by load for their weight, see [`Cost::cost_for`]. Ties are broken at random,
-/// in proportion to the weights. A load that is not a number counts as infinite.
+/// Members are compared by load for their weight, see [`Cost::cost_for`]. Ties are broken at
+/// random, in proportion to the weights. A load that is not a number counts as infinite.
 ///
 /// Use it for up to some hundred members that one client has to itself. With 50 servers of which
 /// one is ten times slower, at load .7, its p99 is 4.8 service times, and that of p2c is 7.1. Where

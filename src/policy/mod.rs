@@ -23,6 +23,31 @@
 //! load. Then weights that the servers report, or fewer and larger clients, help more than any
 //! policy.
 //!
+//! # What to try first
+//!
+//! A client that has its servers to itself: [`LeastLoaded`] over [`PeakEwma`](crate::PeakEwma). It
+//! waits least where nothing is wrong, and least where one server is slow. p50 / p99 / p99.9 in
+//! units of the mean service time, which is exponential:
+//!
+//! | | `P2c`, `PendingRequests` | `P2c`, `PeakEwma` | `LeastLoaded`, `PendingRequests` | `LeastLoaded`, `PeakEwma` |
+//! |---|---|---|---|---|
+//! | 5 servers, load .5 | .93 / 5.8 / 8.4 | 1.00 / 6.1 / 9.2 | .77 / 5.0 / 7.7 | .87 / 5.8 / 8.7 |
+//! | the same, one server ten times slower | 1.25 / 39 / 82 | 1.33 / 18 / 53 | .93 / 22 / 53 | 1.03 / 15 / 50 |
+//! | 100 servers, load .7 | 1.2 / 6.6 / 9.2 | 1.3 / 6.9 / 9.6 | .7 / 4.6 / 6.8 | .8 / 5.0 / 7.6 |
+//! | the same, shared by 10 clients | 1.8 / 9.6 / 13 | 1.8 / 9.7 / 14 | 1.8 / 9.2 / 13 | 1.8 / 9.5 / 13 |
+//! | the same, shared by 100 clients | 2.2 / 13 / 19 | 2.2 / 14 / 19 | 2.2 / 13 / 19 | 2.2 / 13 / 20 |
+//!
+//! Where many clients share the servers there is no difference, and [`P2c`] costs less.
+//!
+//! A tracker alone does not see failures, except for `PeakEwma`. A server that fails at once has
+//! nothing in flight and looks idle: of ten servers one that fails draws 15 % of the requests under
+//! `P2c` over `PendingRequests` and 19 % under `LeastLoaded`, where round robin sends it 10 %. Put
+//! [`OutlierLayer`](crate::OutlierLayer) above the tracker. `PeakEwma` sends such a server a
+//! request every 5 s.
+//!
+//! The figures are from
+//! `cargo test --release -p tower-lb-simulations --test first_stack -- --nocapture`.
+//!
 //! # Your own policy
 //!
 //! ```

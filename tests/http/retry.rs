@@ -155,8 +155,8 @@ fn retry_after_is_seconds_or_a_date() {
 
 type Answers = Arc<Mutex<Vec<(u16, Option<&'static str>)>>>;
 
-/// Makes clients of servers `0..`, which answer with these statuses and `Retry-After`s, from a seed.
-/// Also a watcher.
+/// Makes clients of servers `0..`, which answer with these statuses and `Retry-After`s, from a
+/// seed. Also a watcher.
 macro_rules! answering {
     ($answers:expr, $calls:expr) => {{
         let (answers, calls): (Answers, Calls) = ($answers.clone(), $calls.clone());

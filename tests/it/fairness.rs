@@ -183,8 +183,8 @@ async fn run(stack: Stack, restarts: bool) -> Run {
     }
 }
 
-/// Before, the p99 was more than twice as high, and one of `PendingRequests` suffered from ejections
-/// of 30 s.
+/// Before, the p99 was more than twice as high, and one of `PendingRequests` suffered from
+/// ejections of 30 s.
 #[tokio::test(start_paused = true)]
 async fn restarts_in_turn_do_not_show() {
     for stack in [failover as Stack, pending] {

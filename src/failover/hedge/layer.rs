@@ -26,8 +26,8 @@ use crate::{
 /// - They are paid from a [`Budget`], of which they leave at least half for retries.
 /// - There are none while more than three times the wanted share of the last 64 answers took longer
 ///   than the delay (and more than five). Then the servers are overloaded or restarting, and
-///   not only the slowest few are slow. The wanted share is 1 minus the quantile, or the ratio for a
-///   fixed delay.
+///   not only the slowest few are slow. The wanted share is 1 minus the quantile, or the ratio for
+///   a fixed delay.
 ///
 /// Place it above a balancer, or above a [`Failover`](crate::failover::Failover) over one. In the
 /// second case, give one of the two layers a [drawing](Budget::drawing) clone of the same budget.

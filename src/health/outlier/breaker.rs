@@ -96,8 +96,8 @@ impl Breaker {
         self.state == State::Closed
     }
 
-    /// Returns whether a verdict counts now: only while closed, and where ejections grow linearly at
-    /// most once an interval.
+    /// Returns whether a verdict counts now: only while closed, and where ejections grow linearly
+    /// at most once an interval.
     pub(super) fn may_be_ejected(&self, rule: &EjectionRule) -> bool {
         self.is_closed() && self.counts(rule)
     }

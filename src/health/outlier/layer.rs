@@ -27,9 +27,9 @@ use crate::{
 /// interval. When an ejection ends, single requests go through as probes. Their outcomes decide:
 /// success readmits the endpoint, failure ejects it for longer.
 ///
-/// A first ejection lasts 1 s, each further one twice as long as the one before, at most 300 s. Each
-/// interval without an ejection undoes one doubling. A server that restarts is thus back within a
-/// second or two, and one that stays away costs one probe for each doubling. Longer first
+/// A first ejection lasts 1 s, each further one twice as long as the one before, at most 300 s.
+/// Each interval without an ejection undoes one doubling. A server that restarts is thus back
+/// within a second or two, and one that stays away costs one probe for each doubling. Longer first
 /// ejections, like the 30 s that Envoy has, keep a server that was away for a moment out for half a
 /// minute: its share goes to the others at a moment when another one may be restarting. A random
 /// part of up to a quarter is added, so that the clients of a server do not all come back at once.
@@ -38,8 +38,8 @@ use crate::{
 /// be ejected, but never the last available one. Every ejection and readmission is a `tracing`
 /// event.
 ///
-/// An endpoint that leaves while it is ejected or fails, and comes back within five minutes, goes on
-/// as it was. At most as many are remembered as there were endpoints at once.
+/// An endpoint that leaves while it is ejected or fails, and comes back within five minutes, goes
+/// on as it was. At most as many are remembered as there were endpoints at once.
 ///
 /// Endpoints are watched while their discovery lives, which the balancer's driver owns. A service
 /// that outlives the discovery lets requests through and counts nothing.
@@ -122,8 +122,8 @@ impl<C, K> OutlierLayer<C, K> {
 
     /// Sets the classifier and the completion that it needs, such as `http::GrpcStatus::new()`.
     ///
-    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome to
-    /// them learns nothing under a completion that does not wait for them.
+    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome
+    /// to them learns nothing under a completion that does not wait for them.
     #[must_use]
     pub fn outcomes<O: Outcomes>(self, outcomes: O) -> OutlierLayer<O::Completion, O::Classify> {
         let (classify, completion) = outcomes.outcomes();

@@ -11,9 +11,9 @@ pub enum EjectionGrowth {
     Doubling,
     /// The second is twice, the third three times as long as the first, and so on.
     ///
-    /// Of the ejections in one interval only the first counts, and answers eject an endpoint once an
-    /// interval at most. Source: Envoy, outlier detection; gRFC A50. Take a first ejection of 30 s
-    /// to have the same lengths.
+    /// Of the ejections in one interval only the first counts, and answers eject an endpoint once
+    /// an interval at most. Source: Envoy, outlier detection; gRFC A50. Take a first ejection of 30
+    /// s to have the same lengths.
     Linear,
 }
 

@@ -96,8 +96,8 @@ impl<C, K> PeakEwmaLayer<C, K> {
 
     /// Sets the classifier and the completion that it needs, such as `http::GrpcStatus::new()`.
     ///
-    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome to
-    /// them learns nothing under a completion that does not wait for them.
+    /// A gRPC status is usually in the trailers of an answer. A classifier that leaves the outcome
+    /// to them learns nothing under a completion that does not wait for them.
     #[must_use]
     pub fn outcomes<O: Outcomes>(self, outcomes: O) -> PeakEwmaLayer<O::Completion, O::Classify> {
         let (classify, completion) = outcomes.outcomes();

@@ -20,8 +20,8 @@ use crate::{
 ///
 /// Clones share the measurements. The latency estimate
 ///
-/// - is that of the first success. Before that, an endpoint that joins gets one request whatever the
-///   others cost, and counts as `default_rtt` while it is in flight.
+/// - is that of the first success. Before that, an endpoint that joins gets one request whatever
+///   the others cost, and counts as `default_rtt` while it is in flight.
 /// - rises at once to a slower answer and falls slowly, by `e^(-t / decay)`, towards faster ones.
 /// - is never below the age of the requests now in flight, so that a hung endpoint draws no
 ///   traffic. The age is exact to a quarter of the estimate unless requests far outlast the
@@ -34,8 +34,8 @@ use crate::{
 ///   keep raising it, each to at most its own wait or the penalty, whichever is longer. An answer
 ///   ends the row, even a [`Neutral`](crate::Outcome::Neutral) one. A neutral error does not.
 /// - fades while nothing is in flight and no answer comes, and fades quickly after 5 s, so that a
-///   slow endpoint gets a trial. While the trial is in flight, the unfaded estimate counts, so there
-///   is one trial at a time. Estimates therefore say little if an endpoint gets less than one
+///   slow endpoint gets a trial. While the trial is in flight, the unfaded estimate counts, so
+///   there is one trial at a time. Estimates therefore say little if an endpoint gets less than one
 ///   request in 5 s.
 ///
 /// For an endpoint of a weight other than the mean, the requests in flight are divided by the
