@@ -7,7 +7,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep};
+use tokio::time::Sleep;
 use tower::BoxError;
 use tracing::trace;
 
@@ -204,7 +204,7 @@ where
                 }
                 if let Some(progress) = progress {
                     let timeout = shared.settings.try_timeout;
-                    progress.timer = timeout.map(|timeout| Box::pin(sleep(timeout)));
+                    progress.timer = timeout.and_then(timer::start);
                 }
                 let (service, request) = (shared.service.clone(), request.take());
                 this.state.set(State::GettingReady { service, request });
@@ -404,7 +404,7 @@ impl<A> Progress<A> {
     #[cold]
     fn timed(timeout: Duration) -> Box<Self> {
         let mut progress = Self::new();
-        progress.timer = Some(Box::pin(sleep(timeout)));
+        progress.timer = timer::start(timeout);
         progress
     }
 

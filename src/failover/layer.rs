@@ -137,7 +137,7 @@ impl<P, Copier> FailoverLayer<P, Copier> {
     ///
     /// The server may still execute a try that was given up. So the ready-made policies send only
     /// an [idempotent](super::RetryPolicy::is_idempotent) request again after it. Costs a timer and
-    /// two allocations for each request. A call then panics where tokio has no timers.
+    /// two allocations for each request. Where tokio has no timers, tries have no limit.
     #[must_use]
     pub const fn try_timeout(mut self, timeout: Duration) -> Self {
         self.settings.try_timeout = Some(timeout);

@@ -52,6 +52,23 @@ async fn a_newcomer_soon_has_its_share_of_peak_ewma() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_that_hangs_gets_one_request() {
+    let mut behaviours = vec![Behaviour::Answer(ms(1)); 5];
+    behaviours[4] = Behaviour::Hang;
+    let servers = servers(&behaviours);
+    let (targets, rx) = watch::channel((0..4).collect::<Vec<_>>());
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(p2c(1)))
+        .layer(each(PeakEwmaLayer::default()))
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    send(client.clone(), &servers, 1000, 5, None).await;
+    targets.send_replace((0..5).collect());
+    send(client, &servers, 1000, 30, None).await;
+    assert_eq!(servers[4].calls(), 1);
+}
+
 /// A server that works on one request at a time, and refuses connections while it restarts.
 #[derive(Clone)]
 struct Worker {

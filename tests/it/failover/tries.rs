@@ -264,14 +264,17 @@ fn without_timers_a_try_elsewhere_comes_without_a_pause() {
     for runtime in [None, Some(&without_time)] {
         let _guard = runtime.map(tokio::runtime::Runtime::enter);
         let script = |endpoint| match endpoint {
-            0 => Act::Fail(ErrorKind::ConnectionRefused),
+            0 => Act::Fail(ErrorKind::BrokenPipe),
             _ => Act::Answer(200),
         };
         let (calls, make) = backends(move |endpoint| (Duration::ZERO, script(endpoint)));
         let (balance, driver) = Balance::<_, _, Verb, _>::pair(fixed([0, 1]).layer(make), InOrder);
         let mut driver = tokio_test::task::spawn(driver);
         let _ = driver.poll();
-        let failover = FailoverLayer::new(ConnectErrors::default()).layer(balance.clone());
+        let failover = ServiceBuilder::new()
+            .layer(DeadlineLayer::new(secs(1)))
+            .layer(FailoverLayer::new(Idempotent::all()).try_timeout(ms(50)))
+            .service(balance.clone());
         let hedge = HedgeLayer::after(ms(10), Idempotent::all()).layer(balance);
         let answer = tokio_test::task::spawn(failover.oneshot(Get)).poll();
         assert!(matches!(answer, Poll::Ready(Ok(200))), "{answer:?}");
