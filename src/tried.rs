@@ -67,11 +67,11 @@ pub trait CallExcluding<Req>: Service<Req> + SendsElsewhere {
 
     /// Returns whether an endpoint that is not in `tried` is available.
     ///
-    /// Asked only after a failure. Pass it on to the service below. Default: there is one, as if
-    /// the service did not know.
+    /// Asked only after a failure. Pass it on to the service below. Default: none is known of, so
+    /// that a retry waits as long as the server asks.
     fn has_other(&self, tried: &Tried<Self::Address>) -> bool {
         let _ = tried;
-        true
+        false
     }
 }
 

@@ -62,6 +62,7 @@ where
     pause: Option<Pin<Box<Sleep>>>,
     publisher: Publisher<A>,
     suspicions: Suspicions,
+    suspected: Pin<Box<OwnedNotified>>,
     /// Runs until the suspects are looked at again.
     suspicion_timer: Option<Pin<Box<Sleep>>>,
     /// Snapshots that a pick may still be reading. Dropped here, off the path of requests.
@@ -87,6 +88,7 @@ where
             pause: None,
             publisher: Publisher::default(),
             suspicions: Suspicions::default(),
+            suspected: Box::pin(shared.suspected.clone().notified_owned()),
             suspicion_timer: None,
             retired: Vec::new(),
             retries: 0,
@@ -163,6 +165,9 @@ where
     /// Looks at the members that failed to become ready. If some may have failed for good, the
     /// timer has registered the waker.
     fn look_at_suspects(&mut self, shared: &Shared<A, S, P, P::Table>, cx: &mut Context<'_>) {
+        while self.suspected.as_mut().poll(cx).is_ready() {
+            self.suspected = Box::pin(shared.suspected.clone().notified_owned());
+        }
         let timer = self.suspicion_timer.as_mut();
         if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_pending()) {
             return;

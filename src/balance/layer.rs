@@ -58,7 +58,7 @@ impl<P, Req> BalanceLayer<P, Req> {
     }
 
     /// Makes calls fail with [`Unavailable`](crate::Unavailable) in a panic. Default: all members
-    /// but the draining ones are tried.
+    /// are tried, but not those that drain or whose first check is waited for.
     #[must_use]
     pub const fn fail_closed(mut self) -> Self {
         self.config.in_panic = InPanic::Fail;
@@ -68,9 +68,10 @@ impl<P, Req> BalanceLayer<P, Req> {
     /// Sets the share of available members below which the balancer panics.
     ///
     /// Default 0: it panics only when no member is available. In a panic the balancer ignores
-    /// statuses and tries all members but the draining ones. With
-    /// [`fail_closed`](Self::fail_closed) it tries none. A larger share protects the last healthy
-    /// members from the traffic of all, at the price of failed requests. Envoy's default is .5.
+    /// statuses and tries all members, but not those that drain or whose first check is waited for.
+    /// With [`fail_closed`](Self::fail_closed) it tries none. A larger share protects the last
+    /// healthy members from the traffic of all, at the price of failed requests. Envoy's default is
+    /// .5.
     ///
     /// # Panics
     ///

@@ -130,8 +130,12 @@ impl<S, Req, A> Selection<S, Req, A> {
             };
             let selected = match &snapshot.availability {
                 _ if !shared.is_driven() => failed(NotDriven.into()),
-                Availability::Unreported => None,
                 Availability::Undriven => failed(NotDriven.into()),
+                Availability::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
+                _ if wait.may_go_to_draining(&snapshot, &shared.policy, rng, request) => {
+                    wait.search(&snapshot, &shared.policy, rng, request, cx)
+                }
+                Availability::Unreported => None,
                 Availability::Empty(error)
                     if shared.config.when_empty == WhenEmpty::Wait && error.may_end() =>
                 {
@@ -139,7 +143,6 @@ impl<S, Req, A> Selection<S, Req, A> {
                 }
                 Availability::Empty(error) => failed(error.clone().into()),
                 Availability::Closed(error) => failed((*error).into()),
-                Availability::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
             };
             wait.report(shared);
             if let Some(selected) = selected {

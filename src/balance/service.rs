@@ -16,7 +16,7 @@ use super::{
     watcher::{self, Watcher},
 };
 use crate::{
-    endpoint::{Address, Endpoint},
+    endpoint::{Address, Endpoint, Status},
     member::Member,
     metric::{Cost, InFlight},
     policy::Policy,
@@ -353,8 +353,12 @@ where
     fn has_other(&self, tried: &Tried<A>) -> bool {
         let snapshot = self.shared.snapshot();
         let tried = tried.list();
-        let mut others = snapshot.members.iter().filter(|m| m.is_available());
-        others.any(|member| !tried.contains(member.endpoint()))
+        // The endpoints' own statuses: the snapshot may not have heard of the last change.
+        let is_available = |endpoint: &Endpoint<A>| {
+            endpoint.weight() > 0 && endpoint.status() == Status::Available
+        };
+        let mut others = snapshot.members.iter().map(Member::endpoint);
+        others.any(|endpoint| !tried.contains(endpoint) && is_available(endpoint))
     }
 }
 

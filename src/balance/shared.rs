@@ -32,6 +32,8 @@ pub(super) struct Shared<A, S, P, T> {
     pub(super) driver: Arc<Notify>,
     /// The members that left last, to name the endpoints of requests that fail after that.
     departed: Mutex<VecDeque<(u64, Endpoint<A>)>>,
+    /// Wakes the driver to look at the suspects. Nothing is published for that.
+    pub(super) suspected: Arc<Notify>,
     /// The members that failed to become ready.
     pub(super) suspects: Suspects<S>,
     /// Set once the driver is gone. Relaxed: the snapshot that says so is published apart.
@@ -108,6 +110,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             published: Arc::default(),
             driver: Arc::default(),
             departed: Mutex::default(),
+            suspected: Arc::default(),
             suspects: Suspects::new(),
             is_undriven: AtomicBool::new(false),
         }

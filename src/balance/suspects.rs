@@ -23,8 +23,10 @@ pub(super) struct Suspects<S>(Mutex<BTreeMap<u64, Reported<S>>>);
 
 struct Reported<S> {
     poll: PollReady<S>,
-    /// Whether it has failed again since the driver has looked.
-    again: bool,
+    first: Instant,
+    last: Instant,
+    /// How often it has failed since the driver has looked.
+    failures: u32,
 }
 
 /// Polls a service for the kind of request that the balancer is for; returns whether it is ready.
@@ -55,6 +57,7 @@ impl<S> Suspects<S> {
     where
         S: Service<Req>,
     {
+        let now = Instant::now();
         let mut is_new = false;
         let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids {
@@ -62,10 +65,13 @@ impl<S> Suspects<S> {
                 is_new = true;
                 Reported {
                     poll: poll_ready::<S, Req>,
-                    again: false,
+                    first: now,
+                    last: now,
+                    failures: 0,
                 }
             });
-            entry.again = true;
+            entry.failures += 1;
+            entry.last = now;
         }
         drop(reported);
         if is_new {
@@ -73,11 +79,14 @@ impl<S> Suspects<S> {
         }
     }
 
-    fn take(&self) -> Vec<(u64, PollReady<S>, bool)> {
+    fn take(&self) -> Vec<(u64, Reported<S>)> {
         let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = reported.iter_mut();
-        all.map(|(&id, entry)| (id, entry.poll, std::mem::take(&mut entry.again)))
-            .collect()
+        let all = reported.iter_mut().map(|(&id, entry)| {
+            let taken = Reported { ..*entry };
+            entry.failures = 0;
+            (id, taken)
+        });
+        all.collect()
     }
 
     fn forget(&self, id: u64) {
@@ -97,37 +106,31 @@ impl Suspicions {
         cx: &mut Context<'_>,
         now: Instant,
     ) -> Option<Duration> {
-        for (id, poll, has_failed) in suspects.take() {
-            let member = members.get(id);
-            let member = member.filter(|(endpoint, _)| endpoint.can_be_made_again());
-            let Some((endpoint, service)) = member else {
+        for (id, reported) in suspects.take() {
+            let Some((endpoint, service)) = members.get(id) else {
                 self.forget(suspects, id);
                 continue;
             };
             if self.0.get(&id).is_some_and(|suspicion| suspicion.has_asked) {
                 continue;
             }
-            let polled = guarded(|| poll(&mut service.clone(), cx));
-            let is_ready = match polled {
-                Ok(Poll::Ready(is_ready)) => Some(is_ready),
-                Ok(Poll::Pending) => None,
-                Err(_) => Some(false),
+            let polled = guarded(|| (reported.poll)(&mut service.clone(), cx));
+            let has_failed = match polled {
+                Ok(Poll::Ready(true)) => {
+                    self.forget(suspects, id);
+                    continue;
+                }
+                Ok(Poll::Ready(false)) | Err(_) => true,
+                Ok(Poll::Pending) => false,
             };
-            if is_ready == Some(true) {
-                self.forget(suspects, id);
-                continue;
-            }
             let suspicion = self.0.entry(id).or_insert(Suspicion {
-                since: now,
-                last: now,
+                since: reported.first,
+                last: reported.last,
                 failures: 0,
                 has_asked: false,
             });
-            let failures = u32::from(has_failed) + u32::from(is_ready == Some(false));
-            if failures > 0 {
-                suspicion.failures += failures;
-                suspicion.last = now;
-            }
+            suspicion.failures += reported.failures + u32::from(has_failed);
+            suspicion.last = if has_failed { now } else { reported.last };
             if suspicion.is_certain() {
                 warn!(%endpoint, failures = suspicion.failures, "its service has failed for good");
                 endpoint.ask_for_another();

@@ -184,6 +184,35 @@ impl<S, Req, A> Wait<S, Req, A> {
         }
     }
 
+    /// Returns whether the policy chooses a draining member, or may once the request is known.
+    ///
+    /// Asked while no other member may be picked: requests that belong to a draining member can
+    /// still go there.
+    pub(super) fn may_go_to_draining<P>(
+        &self,
+        snapshot: &Snapshot<A, S, P::Table>,
+        policy: &P,
+        rng: &mut Rng,
+        request: Option<&Req>,
+    ) -> bool
+    where
+        P: Policy<A, S, Req>,
+    {
+        if !snapshot.members.iter().any(|member| member.drains) {
+            return false;
+        }
+        let passed = (self.passed_count > 0).then_some(&self.passed);
+        let candidates = Candidates::without(&snapshot.members, passed);
+        match policy.pick(
+            &snapshot.table,
+            candidates,
+            &mut PickContext::new(request, rng),
+        ) {
+            Choice::EvenDraining(position) => candidates.is_draining(position),
+            choice => choice == Choice::NeedsRequest && request.is_none(),
+        }
+    }
+
     /// Adds the endpoint that was found to `tried`.
     pub(super) fn note_tried<T>(&self, snapshot: &Snapshot<A, S, T>, selected: &Selected<S>) {
         if let (Some(tried), Selected::Reserved(reserved)) = (&self.tried, selected) {
@@ -303,7 +332,7 @@ impl<S, Req, A> Wait<S, Req, A> {
     {
         if !self.unreported.is_empty() {
             let failed = self.unreported.drain(..);
-            shared.suspects.report::<Req>(failed, &shared.driver);
+            shared.suspects.report::<Req>(failed, &shared.suspected);
         }
     }
 
@@ -312,7 +341,10 @@ impl<S, Req, A> Wait<S, Req, A> {
         A: Address,
     {
         let endpoint = member.endpoint();
-        self.unreported.push(member.id);
+        // Without a source that makes another one, there is nothing to find out.
+        if endpoint.can_be_made_again() {
+            self.unreported.push(member.id);
+        }
         debug!(%endpoint, %error, "endpoint failed to become ready");
         self.failed_at.push(position);
         self.failed = Some((endpoint.to_string(), error));

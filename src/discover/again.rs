@@ -42,6 +42,11 @@ impl<A: Address> MadeAgain<A> {
         endpoint.made_by(&self.asking);
     }
 
+    /// Returns whether an endpoint is left that may ask.
+    pub(super) fn has_any(&self) -> bool {
+        !self.due.is_empty() || Arc::weak_count(&self.asking) > 0
+    }
+
     pub(super) fn forget(&mut self, endpoint: &Endpoint<A>) {
         self.due.remove(endpoint);
         self.history.remove(endpoint);

@@ -86,9 +86,13 @@ impl<A: Address> Roster<A> {
         });
     }
 
-    /// Returns whether the newest list is empty.
+    /// Returns whether nobody is listed. After the last list, whether nobody of it is left.
     pub(super) fn is_empty(&self) -> bool {
-        self.known.is_empty() && !self.is_last
+        if self.is_last {
+            self.changes.is_empty() && !self.again.has_any()
+        } else {
+            self.known.is_empty()
+        }
     }
 
     /// Frees what only a further list would need.

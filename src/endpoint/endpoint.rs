@@ -186,8 +186,27 @@ impl<A> Endpoint<A> {
 
     /// Ejects the endpoint; the caller tells of it once it holds no lock.
     pub(crate) fn eject_untold(&self, until: Instant, reason: Arc<str>) -> Notice<A> {
-        let ejection = Ejection { until, reason };
-        self.change(|state| state.out.get_or_insert_default().ejected = Some(ejection))
+        self.set_ejected(Ejection { until, reason }, true)
+    }
+
+    fn set_ejected(&self, ejection: Ejection, by_outliers: bool) -> Notice<A> {
+        self.change(|state| {
+            let out = state.out.get_or_insert_default();
+            (out.ejected, out.by_outliers) = (Some(ejection), by_outliers);
+        })
+    }
+
+    /// Ends an ejection by outlier detection, because a check has succeeded.
+    pub(crate) fn readmit_checked(&self)
+    where
+        A: fmt::Display,
+    {
+        let readmit = |state: &mut State<A>| {
+            if state.out.as_ref().is_some_and(|out| out.by_outliers) {
+                state.readmit();
+            }
+        };
+        self.change(readmit).tell();
     }
 
     /// Ends an ejection; the caller tells of it once it holds no lock.
@@ -205,6 +224,20 @@ impl<A> Endpoint<A> {
             out.rests = out.rests.max(Some(until));
         };
         self.change(later).tell();
+    }
+
+    /// Ends a time that the server has asked for.
+    pub(crate) fn end_rest(&self)
+    where
+        A: fmt::Display,
+    {
+        let end = |state: &mut State<A>| {
+            if let Some(out) = &mut state.out {
+                out.rests = None;
+            }
+            state.out.take_if(|out| out.ejected.is_none());
+        };
+        self.change(end).tell();
     }
 
     /// Sets whether the endpoint's heartbeats are missing, independently of health checks.
@@ -265,7 +298,8 @@ impl<A: fmt::Display> Endpoint<A> {
 
     /// Ejects the endpoint as [`eject`](Self::eject) does, and records a reason to be shown.
     pub fn eject_because(&self, until: Instant, reason: impl Into<Arc<str>>) {
-        self.eject_untold(until, reason.into()).tell();
+        let reason = reason.into();
+        self.set_ejected(Ejection { until, reason }, false).tell();
     }
 
     /// Ends an ejection. A failed check still counts.
@@ -338,6 +372,8 @@ impl<A> Asking<A> {
 struct Out {
     /// Set by outlier detection and [`Endpoint::eject`].
     ejected: Option<Ejection>,
+    /// Whether outlier detection has set it, so that a check may end it.
+    by_outliers: bool,
     /// Until when the server has asked to get no request.
     rests: Option<Instant>,
 }

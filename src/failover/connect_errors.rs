@@ -14,11 +14,11 @@ use crate::error::NotReady;
 ///
 /// That is safe for every request. It is so when no endpoint became ready ([`NotReady`]), or when
 /// an [`io::Error`] of the kind connection refused or address not available is among the error and
-/// its sources. With the feature `http2` it is also so when an HTTP/2 server refused the stream, or
-/// shut down before it began with it (RFC 9113, section 8.7). Host or network unreachable do not
-/// count: an open connection can end with them after its request was executed. Clients may have
-/// errors of their own for a connect that timed out or found no route. Add those with
-/// [`also`](Self::also).
+/// its sources. With the feature `http2` it is also so when hyper's client did not take the request
+/// because its connection was closing, and when an HTTP/2 server refused the stream, or shut down
+/// before it began with it (RFC 9113, section 8.7). Host or network unreachable do not count: an
+/// open connection can end with them after its request was executed. Clients may have errors of
+/// their own for a connect that timed out or found no route. Add those with [`also`](Self::also).
 #[derive(Clone, Default)]
 pub struct ConnectErrors {
     /// Behind pointers, to keep the filters out of the type of the stack. Called only for errors.
@@ -72,7 +72,7 @@ impl ConnectErrors {
             let Some(error) = cause else { break };
             let io = error.downcast_ref().map(io::Error::kind);
             let mut also = self.also.iter();
-            if is_unprocessed(error) {
+            if is_unprocessed(error) || is_canceled(error) {
                 return Reach::Unprocessed;
             }
             if io.is_some_and(is_connect)
@@ -100,6 +100,19 @@ fn is_unprocessed(error: &(dyn Error + 'static)) -> bool {
     let is_refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
     let is_shut_down = error.is_go_away() && reason == Some(h2::Reason::NO_ERROR);
     error.is_remote() && (is_refused || is_shut_down)
+}
+
+/// Returns whether hyper's client has given a request back that its connection did not take.
+///
+/// The connection was closing, or its server had said by GOAWAY that it takes no more.
+#[cfg(feature = "http2")]
+fn is_canceled(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref().is_some_and(hyper::Error::is_canceled)
+}
+
+#[cfg(not(feature = "http2"))]
+const fn is_canceled(_: &(dyn Error + 'static)) -> bool {
+    false
 }
 
 #[cfg(not(feature = "http2"))]

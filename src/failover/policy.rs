@@ -88,8 +88,9 @@ pub trait RetryPolicy<Req, Res> {
 
     /// Returns for how long the server asks to get no request at all. Default: it does not ask.
     ///
-    /// The endpoint is then ejected for this time, plus up to half of it at random, unless no other
-    /// one is available. At most a minute counts. Must be cheap, because it runs for every answer.
+    /// The endpoint is then ejected for this time, plus up to half of it at random, but for a
+    /// minute at most, and not if no other one is available. Must be cheap, because it runs for
+    /// every answer.
     #[inline]
     fn rest(&self, response: &Res) -> Option<Duration> {
         let _ = response;

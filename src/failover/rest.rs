@@ -22,9 +22,14 @@ pub(super) fn rest<S, Req>(
 {
     let itself = Tried::new();
     itself.insert(endpoint.clone());
-    if !rest.is_zero() && service.has_other(&itself) {
-        let length = spread(rest.min(LONGEST_REST), random);
-        endpoint.rest_until(Instant::now() + length);
+    if rest.is_zero() || !service.has_other(&itself) {
+        return;
+    }
+    let length = spread(rest.min(LONGEST_REST), random);
+    endpoint.rest_until(Instant::now() + length);
+    // Others may have begun to rest at the same moment. The last one must not.
+    if !service.has_other(&itself) {
+        endpoint.end_rest();
     }
 }
 
@@ -34,5 +39,6 @@ pub(super) fn spread(time: Duration, random: f64) -> Duration {
     Duration::try_from_secs_f64(secs).unwrap_or(time)
 }
 
-/// A server that asks for more is asked again after a minute, because it may be back sooner.
-const LONGEST_REST: Duration = Duration::from_secs(60);
+/// With the random part, a minute at most. A server that asks for more is tried again then, because
+/// it may be back sooner.
+const LONGEST_REST: Duration = Duration::from_secs(40);

@@ -25,9 +25,9 @@ use crate::failover::{ConnectErrors, Idempotent, Reach, Retry, RetryPolicy};
 /// request avoids the endpoint. Up to half of a `Retry-After` is added at random, because a server
 /// tells all its clients the same time.
 ///
-/// With [`grpc`](Self::grpc), an answer UNAVAILABLE is retried too, and all methods count as
-/// idempotent, because every gRPC method is a POST. Use it only if all methods that are called may
-/// be executed twice.
+/// With [`grpc`](Self::grpc), an answer UNAVAILABLE is retried too, and RESOURCE_EXHAUSTED where
+/// the server says by that header when, and all methods count as idempotent, because every gRPC
+/// method is a POST. Use it only if all methods that are called may be executed twice.
 ///
 /// Source: RFC 9110, sections 9.2.2 and 10.2.3; [gRFC
 /// A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md).
@@ -78,8 +78,13 @@ impl HttpRetry {
             && headers
                 .get("grpc-status")
                 .is_some_and(|code| code.as_bytes() == UNAVAILABLE);
-        let is_limited =
-            status == StatusCode::TOO_MANY_REQUESTS && headers.contains_key(RETRY_AFTER);
+        let is_limited = status == StatusCode::TOO_MANY_REQUESTS
+            && headers.contains_key(RETRY_AFTER)
+            || self.protocol == Protocol::Grpc
+                && headers.contains_key(PUSHBACK)
+                && headers
+                    .get("grpc-status")
+                    .is_some_and(|code| code.as_bytes() == RESOURCE_EXHAUSTED);
         is_unavailable
             || is_limited
             || matches!(
@@ -110,7 +115,7 @@ impl<B, R> RetryPolicy<Request<B>, Response<R>> for HttpRetry {
         if !self.failed(response.status(), headers) || !is_idempotent(request) {
             return Retry::No;
         }
-        match headers.get("grpc-retry-pushback-ms") {
+        match headers.get(PUSHBACK) {
             // A value that is not a number, which includes a negative one, forbids retries.
             Some(pause) => pause
                 .to_str()
@@ -148,3 +153,5 @@ impl<B, R> RetryPolicy<Request<B>, Response<R>> for HttpRetry {
 }
 
 const UNAVAILABLE: &[u8] = b"14";
+const RESOURCE_EXHAUSTED: &[u8] = b"8";
+const PUSHBACK: &str = "grpc-retry-pushback-ms";

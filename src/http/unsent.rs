@@ -80,8 +80,8 @@ struct Slot<B: Body> {
     kept: Option<Vec<Arc<Kept<B::Data>>>>,
     size: usize,
     is_at_end: bool,
-    /// Wakes a handle that has sent all that is kept, and waits for the rest.
-    waiting: Option<Waker>,
+    /// Wakes the handles that have sent all that is kept, and wait for the rest.
+    waiting: Vec<Waker>,
 }
 
 enum Kept<D> {
@@ -121,7 +121,7 @@ impl<B: Body> UnsentBody<B> {
                 kept: Some(Vec::new()),
                 size: 0,
                 is_at_end: false,
-                waiting: None,
+                waiting: Vec::new(),
             }),
         };
         Self::of(Arc::new(shared))
@@ -189,7 +189,7 @@ impl<B: Body> UnsentBody<B> {
                 Poll::Ready(Replayed::Body)
             }
             None if is_whole && is_kept => {
-                slot.waiting = Some(cx.waker().clone());
+                slot.waiting.push(cx.waker().clone());
                 Poll::Pending
             }
             None => Poll::Ready(Replayed::Moved),
@@ -212,35 +212,37 @@ impl<B: Body> Shared<B> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a frame that was read, or the end.
+    /// Keeps a frame that was read, or the end. Nothing is kept any more of a body that broke off:
+    /// sent again, it would seem whole.
     fn take_in<E>(&self, frame: Option<&Result<Frame<B::Data>, E>>) {
         let Some(keep) = &self.keep else { return };
         // Cloned before the lock is taken.
-        let (kept, size) = match frame {
-            Some(Err(_)) => return,
-            None => (None, 0),
+        let (kept, size, is_over) = match frame {
+            None => (None, 0, false),
+            Some(Err(_)) => (None, 0, true),
             Some(Ok(frame)) => match (frame.data_ref(), frame.trailers_ref()) {
                 (Some(data), _) => {
-                    let size = data.remaining();
-                    (Some(Kept::Data((keep.clone)(data))), size)
+                    let kept = Kept::Data((keep.clone)(data));
+                    (Some(kept), data.remaining(), false)
                 }
-                (None, Some(trailers)) => (Some(Kept::Trailers(trailers.clone())), 0),
-                (None, None) => return,
+                (None, Some(trailers)) => (Some(Kept::Trailers(trailers.clone())), 0, false),
+                // A kind of frame that cannot be kept.
+                (None, None) => (None, 0, true),
             },
         };
         let mut slot = self.slot();
-        slot.is_at_end = kept.is_none();
+        slot.is_at_end = frame.is_none();
         slot.size = slot.size.saturating_add(size);
-        if slot.size <= keep.limit {
-            if let (Some(frames), Some(kept)) = (&mut slot.kept, kept) {
-                frames.push(Arc::new(kept));
-            }
-            return;
+        let is_over = is_over || slot.size > keep.limit;
+        let dropped = if is_over { slot.kept.take() } else { None };
+        if let (Some(frames), Some(kept)) = (&mut slot.kept, kept) {
+            frames.push(Arc::new(kept));
         }
-        let too_much = slot.kept.take();
-        // Their drop is foreign code.
+        let waiting = mem::take(&mut slot.waiting);
+        // Wakers, and the drop of data, are foreign code.
         drop(slot);
-        drop(too_much);
+        drop(dropped);
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -308,9 +310,7 @@ impl<B: Body> Drop for UnsentBody<B> {
         let waiting = mem::take(&mut slot.waiting);
         drop(slot);
         drop(dropped);
-        if let Some(waker) = waiting {
-            waker.wake();
-        }
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 

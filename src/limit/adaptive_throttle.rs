@@ -327,10 +327,12 @@ where
                 shared,
             } => {
                 let answer = ready!(future.poll(cx));
-                shared.requests.add(1);
+                // Before the request: of a healthy backend, no thread ever sees more requests than
+                // accepts.
                 if classify.classify(answer.as_ref()) != Outcome::Failure {
                     shared.accepts.add(1);
                 }
+                shared.requests.add(1);
                 Poll::Ready(answer.map_err(Into::into))
             }
         }

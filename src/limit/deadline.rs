@@ -144,6 +144,7 @@ impl<S> Deadline<S> {
             State::Ready { spent } => Some(spent),
             State::Idle | State::Expired => Some(Duration::ZERO),
         };
+        // Begins to wait, if it does not wait already.
         if let Some(spent) = spent {
             self.state = State::Waiting {
                 since: now.checked_sub(spent).unwrap_or(now),
@@ -158,20 +159,21 @@ impl<S> Deadline<S> {
         }
     }
 
-    /// Returns how long the request has waited that is ready now.
-    fn spent(&self) -> Duration {
-        match self.state {
-            State::Waiting { since, .. } => {
-                let spent = since.elapsed();
-                // A longer wait would have expired, if somebody had waited.
-                if spent <= self.after {
-                    spent
-                } else {
-                    Duration::ZERO
-                }
-            }
+    /// Returns the state of a request whose service has become ready.
+    fn ready(&self) -> State {
+        let spent = match self.state {
+            State::Waiting { since, .. } => since.elapsed(),
             State::Ready { spent } => spent,
             State::Idle | State::Expired => Duration::ZERO,
+        };
+        match spent {
+            // Nobody has polled for another whole deadline: that caller has given up.
+            _ if spent / 2 > self.after => State::Ready {
+                spent: Duration::ZERO,
+            },
+            // Timers are late by up to a millisecond.
+            _ if spent > self.after => State::Expired,
+            _ => State::Ready { spent },
         }
     }
 
@@ -205,16 +207,18 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         // 1. The service. Pending: it has registered the waker.
         if let Poll::Ready(readiness) = self.service.poll_ready(cx) {
-            let spent = self.spent();
             self.state = match readiness {
-                Ok(()) => State::Ready { spent },
+                Ok(()) => self.ready(),
                 Err(_) => State::Idle,
             };
             return Poll::Ready(readiness.map_err(Into::into));
         }
-        // 2. The time. Pending: the timer has registered the waker.
-        ready!(self.poll_expired(cx));
-        self.state = State::Expired;
+        // 2. The time. Pending: the timer has registered the waker. A handle that has expired stays
+        // ready until it is called.
+        if !matches!(self.state, State::Expired) {
+            ready!(self.poll_expired(cx));
+            self.state = State::Expired;
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -57,10 +57,11 @@ where
             candidates.contains(position) && member.share == members[0].share
         };
         let weights = || members.iter().map(|member| member.share).collect();
-        let sum: f64 = members.iter().map(|member| f64::from(member.share)).sum();
+        let shares = candidates.iter().map(|(_, member)| f64::from(member.share));
+        let sum: f64 = shares.sum();
         LeastLoadedTable {
             weights: (!members.iter().enumerate().all(is_plain)).then(weights),
-            mean_weight: sum / members.len() as f64,
+            mean_weight: sum / candidates.iter().count() as f64,
         }
     }
 
@@ -154,7 +155,7 @@ fn lightest_by_weight<M: Cost, Req>(
             Some((position, or_infinite(cost), u64::from(weight)))
         })
     };
-    let least = costs().map(|(_, cost, _)| cost).reduce(f64::min)?;
+    let (lightest, least, _) = costs().reduce(|a, b| if b.1 < a.1 { b } else { a })?;
     let most_equal = M::most_equal_to(least);
     // One pass draws among the ties: each replaces the one before in proportion to its weight.
     let (mut best, mut ties) = (None, 0_u64);
@@ -167,5 +168,5 @@ fn lightest_by_weight<M: Cost, Req>(
         }
     }
     // If loads moved meanwhile, none of them may be that low any more.
-    best.or_else(|| costs().next().map(|(position, ..)| position))
+    best.or(Some(lightest))
 }

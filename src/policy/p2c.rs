@@ -148,7 +148,15 @@ where
             first_load.advance_clock(&clock);
             second_load.advance_clock(&clock);
             let first_cost = first_load.cost_at(1.0, &clock);
-            second_load.cost_at(1.0, &clock) < first_cost || first_cost.is_nan()
+            let second_cost = second_load.cost_at(1.0, &clock);
+            // Where no weights are to decide, a margin in proportion to the cost would only make
+            // the comparison coarser. One that is there at cost zero is for noise.
+            let most_equal = if S::Metric::most_equal_to(0.0) > 0.0 {
+                S::Metric::most_equal_to(second_cost)
+            } else {
+                second_cost
+            };
+            most_equal < first_cost || first_cost.is_nan()
         } else {
             let first_load = load(first);
             // A load that is not a number does not even equal itself. It loses.

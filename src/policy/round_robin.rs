@@ -99,6 +99,8 @@ impl<A, S, Req> Policy<A, S, Req> for RoundRobin {
                     place,
                     Drawn {
                         has_served,
+                        // A set that has shrunk may double again.
+                        among: table.drawn.among.min(n),
                         ..table.drawn
                     },
                 )

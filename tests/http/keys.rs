@@ -501,3 +501,22 @@ async fn collected_cookies_do_not_send_all_to_one_endpoint() {
     requests.shutdown().await;
     assert_eq!(send(&client, Some(pair(&cookie))).await, (home, None));
 }
+
+/// Nobody else takes requests, but the sessions' home works.
+#[tokio::test]
+async fn sessions_go_home_when_everybody_drains() {
+    let sessions = SessionLayer::new("lb", [7; 16]);
+    let (targets, _rx) = watch::channel(vec![("a", 1), ("b", 1)]);
+    let client = weighted!(sessions.policy(RoundRobin::default()), sessions, targets);
+    let (home, set) = send(&client, None).await;
+    let cookie = set.unwrap();
+    targets.send_replace(vec![("a", 0), ("b", 0)]);
+    until(async || {
+        let members = client.members();
+        members.iter().all(|member| member.weight() == 0)
+    })
+    .await;
+    assert_eq!(send(&client, Some(pair(&cookie))).await, (home, None));
+    let error = client.clone().oneshot(request("/", &[])).await.unwrap_err();
+    assert!(error.is::<NoEndpoints>(), "{error}");
+}

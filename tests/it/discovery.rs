@@ -63,12 +63,12 @@ async fn a_list_is_diffed_by_address() {
     targets.send_replace(vec![]);
     targets.send_replace(vec![(1, 1), (1002, 1)]);
     assert_eq!(changes(&mut discover), [""; 0]);
-    // The sender is dropped: the last list is still read. Its services may have to be made again,
-    // so the stream ends only if nobody is left.
+    // The sender is dropped: the last list is still read. Then the stream ends, once nobody has the
+    // endpoints any more, whose services it may have to make again.
     targets.send_replace(vec![(1, 1)]);
     drop(targets);
     assert_eq!(changes(&mut discover), ["-1002"]);
-    assert!(discover.poll_next().is_pending());
+    assert!(matches!(discover.poll_next(), Poll::Ready(None)));
     let (targets, rx) = watch::channel(vec![1]);
     let mut discover = tokio_test::task::spawn(WatchLayer::new(rx).layer(|_: &Endpoint<usize>| ()));
     targets.send_replace(vec![]);

@@ -310,6 +310,24 @@ async fn failures_count_as_the_penalty_until_a_trial_succeeds() {
     close(probe.millis(), 10.0);
 }
 
+/// It answers, so it is not down. Before, it got a request in five seconds until a success came.
+#[tokio::test(start_paused = true)]
+async fn a_neutral_answer_ends_the_penalty() {
+    let server = Server::new(0, Behaviour::Fail(ms(1)));
+    let classify = |answer: Result<&usize, &Failed>| match answer {
+        Ok(_) => Outcome::Neutral,
+        Err(_) => Outcome::Failure,
+    };
+    let mut service = PeakEwmaLayer::default()
+        .classify(classify)
+        .layer(server.client());
+    let _ = start(&mut service).await.await;
+    assert!(service.estimate() >= Duration::from_secs(5));
+    server.behave(Behaviour::Answer(ms(1)));
+    start(&mut service).await.await.unwrap();
+    assert!(service.estimate() <= ms(30), "{:?}", service.estimate());
+}
+
 /// The penalty says nothing about an endpoint that takes as long when it is well.
 #[tokio::test(start_paused = true)]
 async fn a_failure_counts_at_least_twice_the_usual_latency() {

@@ -294,6 +294,38 @@ async fn first_turns_of_weighted_round_robin_are_by_weight() {
     }
 }
 
+/// A set shrinks to one, for all clients alike, and grows again. Before, those who had stayed at
+/// that one went on from there together.
+#[tokio::test]
+async fn clients_do_not_fall_into_step_when_a_set_shrinks_and_grows_again() {
+    for left in [1, 2] {
+        let mut next = [0; 10];
+        for seed in 0..300 {
+            let servers = servers(&[Behaviour::Answer(ms(0)); 10]);
+            let (list, rx) = watch::channel((0..10).collect::<Vec<_>>());
+            let mut client = ServiceBuilder::new()
+                .layer(BalanceLayer::new(RoundRobin::seeded(seed)))
+                .layer(WatchLayer::new(rx))
+                .service(factory(&servers));
+            for targets in [10, left, 10] {
+                list.send_replace((0..targets).collect());
+                settle().await;
+                for _ in 0..3 {
+                    start(&mut client).await.await.unwrap();
+                }
+            }
+            list.send_replace((0..left).collect());
+            settle().await;
+            start(&mut client).await.await.unwrap();
+            list.send_replace((0..10).collect());
+            settle().await;
+            next[start(&mut client).await.await.unwrap()] += 1;
+        }
+        // 30 each by chance, with a standard deviation of 5.
+        assert!(next.iter().all(|&count| count < 55), "{next:?}");
+    }
+}
+
 /// Before, one of nine alike got 844 of 900.
 #[tokio::test]
 async fn second_tries_are_by_weight_among_those_left() {

@@ -237,7 +237,10 @@ where
         let mut this = self.project();
         this.first.set(First::Over);
         this.second.set(Second::Over);
-        this.shared.slow.note(*this.is_late);
+        // Only the requests that may be hedged have waited for the delay.
+        if this.copy.is_some() {
+            this.shared.slow.note(*this.is_late);
+        }
         Poll::Ready(answer)
     }
 

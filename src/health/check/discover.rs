@@ -10,6 +10,7 @@ use pin_project_lite::pin_project;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, Sleep};
 use tower::discover::Change;
+use tracing::error;
 
 use super::{
     run::{PANICKED, Run},
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
+    guard::guarded,
     upstream::Upstream,
 };
 
@@ -145,8 +147,15 @@ where
         };
         Poll::Ready(Some(Ok(match change {
             Change::Insert(endpoint, service) => {
-                let (watched, has_traffic) = this.traffic.watch(service.clone());
-                schedule.insert(endpoint.clone(), service, has_traffic);
+                let checked = match guarded(|| service.clone()) {
+                    Ok(checked) => checked,
+                    Err(panic) => {
+                        error!(%endpoint, %panic, "the service panicked when it was cloned: left out");
+                        return Poll::Ready(Some(Ok(Change::Remove(endpoint))));
+                    }
+                };
+                let (watched, has_traffic) = this.traffic.watch(service);
+                schedule.insert(endpoint.clone(), checked, has_traffic);
                 // The first check is due at once.
                 self.poll_checks(cx);
                 Change::Insert(endpoint, watched)

@@ -152,7 +152,7 @@ impl<S> Checked<S> {
         if let Err(error) = &result {
             debug!(%endpoint, error, "health check failed");
         } else if settings.ends_ejection {
-            endpoint.readmit();
+            endpoint.readmit_checked();
         }
         if !self.health.take(result.is_ok(), settings) {
             return;

@@ -155,6 +155,13 @@ impl Breaker {
         (!kept.is_closed() || kept.times > 0).then_some(kept)
     }
 
+    /// Ends an ejection, so that the next request is a probe.
+    pub(super) const fn end_ejection(&mut self, now: Instant) {
+        if let State::Open { until } = &mut self.state {
+            *until = now;
+        }
+    }
+
     /// Closes at once, whatever probes are under way.
     pub(super) const fn close(&mut self) {
         self.state = State::Closed;

@@ -78,7 +78,11 @@ impl<A: Address> EndpointSet<A> {
         let mut states = self.states();
         let remembered = states.recall(endpoint, now, self.memory);
         let state = EndpointState::new(endpoint.clone(), self.settings, judge, remembered);
-        state.eject_as_remembered(now, &mut afterwards);
+        match states.objection(&self.rule, &state, now) {
+            None => state.eject_as_remembered(now, &mut afterwards),
+            // Its next request is a probe.
+            Some(_) => state.end_ejection(now),
+        }
         let counters = state.counters();
         let (_, replaced) = states.map.insert(endpoint.clone(), state);
         states.largest = states.largest.max(states.map.len());

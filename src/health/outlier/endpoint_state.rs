@@ -21,7 +21,7 @@ use super::{
 use crate::{
     afterwards::Afterwards,
     clock,
-    endpoint::{Address, Endpoint, Notice},
+    endpoint::{Address, Endpoint, Notice, Status},
     undecided::NOBODY_DECIDES,
 };
 
@@ -117,7 +117,7 @@ impl<A: Address> EndpointState<A> {
     }
 
     pub(super) fn is_candidate(&self) -> bool {
-        self.endpoint.weight() > 0
+        self.endpoint.weight() > 0 && self.endpoint.status() != Status::Unknown
     }
 
     /// Returns what the next service of the endpoint, which leaves at `now`, must know; `None` if
@@ -130,6 +130,11 @@ impl<A: Address> EndpointState<A> {
         }
         let breaker = breaker.unwrap_or_else(Breaker::new);
         Some(Remembered { breaker, counts })
+    }
+
+    /// Lets the next request through as a probe, if an ejection is remembered.
+    pub(super) fn end_ejection(&self, now: Instant) {
+        self.breaker().end_ejection(now);
     }
 
     /// Ejects the endpoint's new handle if the ejection that is remembered still lasts.

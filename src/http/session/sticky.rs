@@ -39,7 +39,9 @@ pub(super) enum Home {
 /// The table of [`Sticky`].
 pub struct StickyTable<T> {
     inner: T,
-    positions: HashMap<Token, u32>,
+    positions: Arc<HashMap<Token, u32>>,
+    /// The members that `positions` was made for.
+    ids: Box<[u64]>,
     /// The sum of the weights of all candidates, and how many they are.
     weights: f64,
     candidates: usize,
@@ -130,15 +132,21 @@ where
         let inner = self
             .policy
             .table(candidates, previous.map(|table| &table.inner));
-        let members = candidates.members().iter().zip(0..);
-        let tokens = members.flat_map(|(member, position)| {
+        let members = candidates.members();
+        let ids: Box<[u64]> = members.iter().map(|member| member.id).collect();
+        let tokens = members.iter().zip(0..).flat_map(|(member, position)| {
             let tokens = self.shared.tokens(member.endpoint());
             tokens.map(move |token| (token, position))
         });
+        let positions = match previous.filter(|table| table.ids == ids) {
+            Some(table) => table.positions.clone(),
+            None => Arc::new(tokens.collect()),
+        };
         let weights = candidates.iter().map(|(_, m)| f64::from(m.weight()));
         StickyTable {
             inner,
-            positions: tokens.collect(),
+            positions,
+            ids,
             weights: weights.sum(),
             candidates: candidates.iter().count(),
         }

@@ -115,7 +115,7 @@ impl PeakEwmaHandle {
             }
             State::Neutral if self.request.is_answered() => {
                 level.stay(now, settings());
-                standing.end_undecided();
+                standing.answer();
             }
             State::Neutral => standing.end_undecided(),
             State::Undecided => {

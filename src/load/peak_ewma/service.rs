@@ -29,7 +29,8 @@ use crate::{
 /// - is at least `failure_penalty` from an answer that the classifier calls a failure until the
 ///   next success, so that failing fast does not look fast. After 1 s without a success one request
 ///   is sent as a trial, at the usual estimate. The next trials come 2, 4 and then 5 s after the
-///   one before. A success ends the penalty at once, and failures leave no trace in the latency.
+///   one before. A success ends the penalty at once, and so does a neutral answer. Failures leave
+///   no trace in the latency.
 /// - treats a cancelled request as a censored sample, which never lowers it. Cancellations in a row
 ///   keep raising it, each to at most its own wait or the penalty, whichever is longer. An answer
 ///   ends the row, even a [`Neutral`](crate::Outcome::Neutral) one. A neutral error does not.

@@ -83,6 +83,18 @@ impl Standing {
         }
     }
 
+    /// Notes an answer that is neither: the endpoint works, but shows no latency.
+    #[inline]
+    pub(super) fn answer(&self) {
+        let word = self.0.load(Relaxed);
+        if word & !UNANSWERED != 0 {
+            // If this fails, another end counts.
+            let _ = self
+                .0
+                .compare_exchange(word, word & UNANSWERED, Relaxed, Relaxed);
+        }
+    }
+
     /// Returns the word, which is 0 in the usual case.
     #[inline]
     pub(super) fn word(&self) -> u64 {

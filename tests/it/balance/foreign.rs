@@ -669,3 +669,47 @@ async fn what_a_discovery_of_ones_own_has_inserted_is_never_made_again() {
     assert_eq!(client.members().len(), 2);
     assert_eq!(made.lock().unwrap().len(), 2);
 }
+
+/// Before, each failure was a snapshot, which woke the caller, who asked the dead member again.
+#[tokio::test(start_paused = true)]
+async fn a_dead_member_costs_no_snapshots() {
+    for has_factory in [false, true] {
+        let (_made, make) = workers();
+        let dead = make(&Endpoint::new(0));
+        dead.is_dead.store(true, Relaxed);
+        let built = Arc::new(AtomicUsize::new(0));
+        let layer = BalanceLayer::new(TakesLong(built.clone()));
+        let client = match has_factory {
+            true => {
+                let factory = move |_: &Endpoint<usize>| dead.clone();
+                tower::util::BoxCloneSyncService::new(layer.layer(fixed([0]).layer(factory)))
+            }
+            false => {
+                let inserts = [Ok::<_, Failed>(Change::Insert(0, dead))];
+                let discover = from_discover(tokio_stream::iter(inserts));
+                tower::util::BoxCloneSyncService::new(layer.layer(discover))
+            }
+        };
+        settle().await;
+        let before = built.load(Relaxed);
+        for _ in 0..50 {
+            client.clone().oneshot(()).await.unwrap_err();
+            settle().await;
+        }
+        assert_eq!(built.load(Relaxed), before);
+    }
+}
+
+/// No further list can come, and nobody of the last one has a service.
+#[tokio::test(start_paused = true)]
+async fn a_fixed_set_whose_factories_all_fail_is_not_waited_for() {
+    let client = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)).wait_for_endpoints())
+        .layer(each(PendingRequestsLayer::default()))
+        .layer(fallible())
+        .layer(fixed(0..3))
+        .service(|_: &Endpoint<usize>| Err::<Worker, _>(Failed));
+    let answer = timeout(ms(100), client.oneshot(())).await;
+    let error = answer.expect("not waited for").unwrap_err();
+    assert!(error.downcast_ref::<NoEndpoints>().unwrap().has_ended());
+}

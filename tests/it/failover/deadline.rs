@@ -119,3 +119,38 @@ async fn below_failover_it_ends_a_try_which_goes_elsewhere() {
     assert_eq!(client.oneshot(Get).await.unwrap(), 201);
     assert_eq!(*calls.lock().unwrap(), [0, 1]);
 }
+
+/// Timers are late by up to a millisecond. The request has waited for its whole time.
+#[tokio::test(start_paused = true)]
+async fn what_becomes_ready_when_the_time_is_over_is_not_begun() {
+    let servers = servers(&[Behaviour::Answer(ms(900))]);
+    servers[0].allow(0);
+    let client = ServiceBuilder::new()
+        .layer(DeadlineLayer::new(Duration::from_micros(999_500)))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0]))
+        .service(factory(&servers));
+    let start = Instant::now();
+    let answer = tokio::spawn(client.oneshot(()));
+    settle().await;
+    advance(secs(1)).await;
+    servers[0].allow(1);
+    let error = answer.await.unwrap().unwrap_err();
+    assert_eq!(waited_for(&error), Some(WaitedFor::Readiness));
+    assert!(start.elapsed() <= ms(1005));
+}
+
+/// As tower asks: a handle that was ready stays ready until it is called.
+#[tokio::test(start_paused = true)]
+async fn an_expired_handle_stays_ready() {
+    let servers = servers(&[Behaviour::Answer(ms(1))]);
+    servers[0].allow(0);
+    let mut client = ServiceBuilder::new()
+        .layer(DeadlineLayer::new(secs(1)))
+        .layer(BalanceLayer::new(InOrder))
+        .layer(fixed([0]))
+        .service(factory(&servers));
+    ServiceExt::<()>::ready(&mut client).await.unwrap();
+    assert!(poll_ready_once::<_, ()>(&mut client).await.is_ready());
+    assert!(client.call(()).await.is_err());
+}

@@ -405,3 +405,71 @@ async fn hedges_go_out_after_a_measured_percentile() {
     let hedges = calls.lock().unwrap().iter().filter(|&&to| to == 1).count();
     assert_eq!(hedges, 14, "of the slow ones, and no others");
 }
+
+/// How many of so many requests, one after the other, are hedged. Each takes `takes`.
+async fn hedged<P>(layer: HedgeLayer<P>, requests: usize, takes: Duration) -> usize
+where
+    P: RetryPolicy<Verb, u16> + Clone + Send + Sync + 'static,
+{
+    let (calls, make) = backends(move |_| (takes, Act::Answer(200)));
+    let client = ServiceBuilder::new()
+        .layer(layer)
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(fixed(0..3))
+        .service(make);
+    for _ in 0..requests {
+        client.clone().oneshot(Get).await.unwrap();
+    }
+    calls.lock().unwrap().len() - requests
+}
+
+#[tokio::test(start_paused = true)]
+async fn hedges_are_at_most_their_share_of_the_requests() {
+    // So few are slow that the share of slow answers allows all of them.
+    let rich = || Budget::builder().minimum(100_000).build();
+    for (ratio, most) in [(0.0, 10), (0.1, 20), (0.15, 25)] {
+        let layer = HedgeLayer::after(ms(1), Idempotent::all());
+        let layer = layer.ratio(ratio).budget(rich());
+        // Answers that are slow in a tenth of the cases.
+        let n = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let (calls, make) = backends(move |_| {
+            let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            (ms(if n % 6 == 0 { 5 } else { 0 }), Act::Answer(200))
+        });
+        let client = ServiceBuilder::new()
+            .layer(layer)
+            .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+            .layer(fixed(0..3))
+            .service(make);
+        for _ in 0..100 {
+            client.clone().oneshot(Get).await.unwrap();
+        }
+        let hedges = calls.lock().unwrap().len() - 100;
+        // With a wanted share of nothing, a sixth of the answers is too many at once.
+        let least = if ratio == 0.0 { 5 } else { most - 6 };
+        assert!(
+            (least..=most).contains(&hedges),
+            "{hedges} of 100 at {ratio}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hedges_leave_half_of_the_budget() {
+    let budget = Budget::builder().ratio(0.0).minimum(2).build();
+    let layer = HedgeLayer::after(ms(1), Idempotent::all()).ratio(1.0);
+    let layer = layer.budget(budget.clone());
+    // Of 20 retries in ten seconds, hedges have ten.
+    assert_eq!(hedged(layer, 30, ms(5)).await, 10);
+    assert_eq!(budget.balance(), 10.0);
+}
+
+/// All answers take longer than the delay: then the servers are overloaded.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_hedged_while_many_answers_are_slow() {
+    let rich = Budget::builder().minimum(100_000).build();
+    let layer = HedgeLayer::after(ms(1), Idempotent::when(is_get)).ratio(0.1);
+    let hedges = hedged(layer.budget(rich), 1000, ms(5)).await;
+    // Ten are free, and a tenth of each request so far, until twenty answers were slow.
+    assert!(hedges <= 12, "{hedges}");
+}

@@ -300,3 +300,15 @@ async fn checks_and_outliers_object_separately_and_a_check_may_end_an_ejection()
         }
     }
 }
+
+/// Somebody takes an endpoint out by hand. A check knows nothing of the reason.
+#[tokio::test(start_paused = true)]
+async fn a_check_ends_no_ejection_but_those_of_outlier_detection() {
+    let doctor = Doctor::new(2);
+    let balance = checked!(2, doctor.layer());
+    settle().await;
+    let until = Instant::now() + Duration::from_secs(3600);
+    balance.members()[0].endpoint().eject(until);
+    pass(60).await;
+    assert_eq!(statuses(&balance)[0], Status::Ejected { until });
+}

@@ -407,3 +407,37 @@ async fn in_towers_own_balance_too() {
     }
     assert_eq!(servers[0].calls(), 5, "it is not ready while it is ejected");
 }
+
+/// The cap holds for those that come back, too.
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_is_not_ejected_beyond_the_cap() {
+    let servers = servers(&[FAIL, FAIL, ANSWER]);
+    let (targets, rx) = watch::channel(vec![0, 1, 2]);
+    let mut balance: Balance<_, Watched, (), usize> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::seeded(1)))
+        .layer(envoy())
+        .layer(WatchLayer::new(rx))
+        .service(factory(&servers));
+    settle().await;
+    let out = |balance: &Balance<_, _, _, _>| {
+        let statuses = statuses(balance);
+        statuses.iter().filter(|status| is_ejected(status)).count()
+    };
+    calls(&mut balance, 15).await;
+    assert_eq!(out(&balance), 1, "one of three at most");
+    let ejected = balance
+        .members()
+        .iter()
+        .find(|member| is_ejected(&member.endpoint().status()))
+        .map(|member| *member.endpoint().address())
+        .unwrap();
+    targets.send_modify(|list| list.retain(|&address| address != ejected));
+    settle().await;
+    calls(&mut balance, 15).await;
+    // The end of the interval asks again.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(out(&balance), 1, "the other one");
+    targets.send_replace(vec![0, 1, 2]);
+    settle().await;
+    assert_eq!(out(&balance), 1);
+}

@@ -177,3 +177,18 @@ async fn a_copy_goes_on_where_the_first_try_ended() {
     let all = second.await.unwrap().unwrap().to_bytes();
     assert_eq!(all, "ab");
 }
+
+/// Sent again, it would seem whole.
+#[tokio::test]
+async fn a_body_that_broke_off_is_not_sent_again() {
+    let frames = [
+        Ok(hyper::body::Frame::data(Bytes::from_static(b"half"))),
+        Err(std::io::Error::other("the source is gone")),
+    ];
+    let body = http_body_util::StreamBody::new(tokio_stream::iter(frames));
+    let first = Request::new(UnsentBody::buffered(body, 1024));
+    let kept = UnsentBody::copy_request(&first).unwrap();
+    first.into_body().collect().await.unwrap_err();
+    assert!(UnsentBody::copy_request(&kept).is_none());
+    kept.into_body().collect().await.unwrap_err();
+}
