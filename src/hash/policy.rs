@@ -18,7 +18,9 @@ use crate::{
 /// [`Rendezvous`](super::Rendezvous). Endpoints are told apart by their
 /// [`Target::hash_key`](crate::Target::hash_key), or by their address as text if they have none.
 /// Weights come from the endpoints. While an endpoint is not available, its keys go to the next one
-/// in their own order, and no other key moves. When it is available again, its keys return.
+/// in their own order, and no other key moves. When it is available again, its keys return. Nothing
+/// is built again for that: a lookup passes over those that are unavailable, which takes some
+/// nanoseconds each, so with one of ten thousand left some microseconds.
 ///
 /// ```
 /// use tower_lb::hash::{OnMissing, RingHash, borrowed};
