@@ -16,7 +16,8 @@ use http_body_util::{BodyExt, Empty};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_lb::{
-    AttemptsFailed, BalanceLayer, Endpoint, FailoverLayer, PendingRequestsLayer, RoundRobin, each,
+    AttemptsFailed, BalanceLayer, Endpoint, FailoverLayer, HedgeLayer, PendingRequestsLayer,
+    RoundRobin, each,
     failover::{Retry, RetryPolicy},
     fixed,
     http::{BodyMoved, ExcludeTriedLayer, HttpRetry, TagTriedLayer, UnsentBody, retry_after},
@@ -218,6 +219,32 @@ async fn a_server_that_asks_for_a_pause_has_it_and_the_others_serve() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     client.oneshot(Request::new(())).await.unwrap();
     assert_eq!(calls.lock().unwrap().last(), Some(&0), "it is back");
+}
+
+/// Hedging alone honours it as well, also for a request that is not sent again.
+#[tokio::test(start_paused = true)]
+async fn under_hedging_a_server_that_asks_for_a_pause_has_it() {
+    for (method, status) in [(Method::GET, 200), (Method::POST, 503)] {
+        let balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(InOrder))
+            .layer(fixed(0..2))
+            .service(|endpoint: &Endpoint<usize>| {
+                let status = [503, 200][*endpoint.address()];
+                service_fn(move |_: Request<()>| {
+                    let response = Response::builder().status(status);
+                    std::future::ready(response.header("retry-after", "6").body(()))
+                })
+            });
+        let watcher = balance.watcher_without_loads();
+        let client = HedgeLayer::after(Duration::from_secs(1), HttpRetry::new()).layer(balance);
+        let request = Request::builder().method(method).body(()).unwrap();
+        let answer = client.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), status);
+        let ejections = watcher.members();
+        let mut ejections = ejections.iter().map(|member| member.endpoint().ejection());
+        assert!(ejections.next().unwrap().is_some());
+        assert!(ejections.next().unwrap().is_none());
+    }
 }
 
 #[tokio::test(start_paused = true)]

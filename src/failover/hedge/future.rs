@@ -19,7 +19,9 @@ use crate::{
         CopyRequest, Retry, RetryPolicy,
         error::{Attempt, AttemptsFailed, Stopped},
         policy::is_turned_away,
+        rest::rest,
     },
+    random::{Rng, entropy},
     timer,
     tried::{CallExcluding, Tried},
 };
@@ -257,13 +259,19 @@ where
             None => Retry::No,
         };
         this.shared.count(retry, answer.is_ok(), *this.began);
+        let endpoint = || this.tried.list().get(this.known[which as usize]).cloned();
+        let asked = answer
+            .as_ref()
+            .ok()
+            .and_then(|r| this.shared.policy.rest(r));
+        if let Some((time, endpoint)) = asked.and_then(|time| Some((time, endpoint()?))) {
+            let random = Rng::new(entropy(), 0).unit();
+            rest(&this.shared.service, &endpoint, time, random);
+        }
         if matches!(retry, Retry::No | Retry::Forbidden) {
             return Some(answer);
         }
-        let tried = this.tried.list();
-        let endpoint = tried.get(this.known[which as usize]);
-        let endpoint = endpoint.map(ToString::to_string);
-        drop(tried);
+        let endpoint = endpoint().as_ref().map(ToString::to_string);
         this.failed.push(Failed { endpoint, answer });
         if which == Which::Second {
             this.second.set(Second::Over);
