@@ -206,6 +206,7 @@ fn builds(c: &mut Criterion) {
 /// Measures whole requests: `poll_ready`, `call` and the answer of an always-ready service.
 fn requests(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime");
     let _guard = runtime.enter();

@@ -11,6 +11,7 @@ use tower_lb::{LeastLoaded, P2c, PeakEwmaLayer, PendingRequestsLayer};
 
 fn requests(c: &mut Criterion) {
     let runtime: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime");
     let _guard = runtime.enter();
