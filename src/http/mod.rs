@@ -20,7 +20,8 @@
 //! # use ::http::{Request, Response};
 //! # use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_lb::{
-//!     BalanceLayer, DeadlineLayer, Endpoint, FailoverLayer, OutlierLayer, P2c, PeakEwmaLayer, WatchLayer, each,
+//!     BalanceLayer, DeadlineLayer, Endpoint, FailoverLayer, OutlierLayer, P2c, PeakEwmaLayer,
+//!     WatchLayer, each,
 //!     http::{AuthorityLayer, CompleteOnBody, HttpRetry, HttpStatus},
 //! };
 //!

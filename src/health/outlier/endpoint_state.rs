@@ -121,7 +121,7 @@ impl<A: Address> EndpointState<A> {
     }
 
     /// Returns what the next service of the endpoint, which leaves at `now`, must know; `None` if
-    /// that is nothing: it is not ejected, has not been of late, and does not fail.
+    /// that is nothing: it is not ejected, has not been for some intervals, and does not fail.
     pub(super) fn remember(&self, now: Instant) -> Option<Remembered> {
         let breaker = self.breaker().kept(now);
         let counts = self.lease.counters().take_counts();
