@@ -58,8 +58,8 @@ where
     items: usize,
     worth: usize,
     is_stale: bool,
-    /// Runs while no snapshot is published, because the last one took long.
-    pause: Option<Pin<Box<Sleep>>>,
+    /// Until when no snapshot is published, because the last one took long, and the timer for it.
+    pause: Option<(Instant, Option<Pin<Box<Sleep>>>)>,
     publisher: Publisher<A>,
     suspicions: Suspicions,
     suspected: Pin<Box<OwnedNotified>>,
@@ -187,12 +187,18 @@ where
     /// Returns whether the last publication is too recent for the next one. If so, the timer has
     /// registered the waker.
     fn is_pausing(&mut self, cx: &mut Context<'_>) -> bool {
-        let pause = self.pause.as_mut();
-        let is_pausing = pause.is_some_and(|pause| pause.as_mut().poll(cx).is_pending());
-        if !is_pausing {
+        // By the clock: the caller of `Balance::pair` may poll the driver where no timer fires.
+        let timer = match &mut self.pause {
+            Some((until, Some(timer))) if Instant::now() < *until => timer,
+            _ => {
+                self.pause = None;
+                return false;
+            }
+        };
+        if timer.as_mut().poll(cx).is_ready() {
             self.pause = None;
         }
-        is_pausing
+        self.pause.is_some()
     }
 
     /// Drops the snapshots that no pick reads any more. Returns whether some are left.
@@ -258,7 +264,8 @@ where
         if is_due && this.feed.has_reported() && !this.is_pausing(cx) {
             let start = Instant::now();
             this.publish(&shared, start);
-            this.pause = pause_after(start.elapsed()).and_then(timer::start);
+            let pause = pause_after(start.elapsed());
+            this.pause = pause.map(|pause| (Instant::now() + pause, timer::start(pause)));
             // A new timer does not wake this task before its first poll.
             if let Some(sleep) = &mut this.next_change {
                 if sleep.as_mut().poll(cx).is_ready() {
