@@ -16,5 +16,5 @@ pub use self::{
 };
 pub(crate) use self::{
     endpoint::{Asking, Notice},
-    map::EndpointMap,
+    map::{EndpointMap, Removed},
 };

@@ -1,6 +1,4 @@
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,7 +14,8 @@ use tracing::{info, warn};
 
 use crate::{
     afterwards::Afterwards,
-    endpoint::{Address, Endpoint, EndpointMap},
+    endpoint::{Address, Endpoint, EndpointMap, Removed},
+    health::due::DueTimes,
     upstream::{DiscoverEndpoints, Upstream},
 };
 
@@ -66,8 +65,7 @@ pin_project! {
 struct Expected<A> {
     map: EndpointMap<A, Beats>,
     /// When to look at each endpoint next: the earliest moment at which its heartbeat can be late.
-    /// Entries of endpoints that have left stay until they are due.
-    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    due: DueTimes,
 }
 
 /// The last heartbeat of one endpoint.
@@ -88,7 +86,7 @@ impl<A: Address> Heartbeats<A> {
             ttl,
             endpoints: Arc::new(Mutex::new(Expected {
                 map: EndpointMap::default(),
-                due: BinaryHeap::new(),
+                due: DueTimes::default(),
             })),
         }
     }
@@ -126,11 +124,9 @@ impl<A: Address> Heartbeats<A> {
         let ttl = self.ttl;
         self.locked(|expected, afterwards| {
             loop {
-                let &Reverse((at, id)) = expected.due.peek()?;
-                if at > now {
-                    return Some(at);
-                }
-                expected.due.pop();
+                let Some(id) = expected.due.pop(now) else {
+                    return expected.due.next();
+                };
                 let Some((endpoint, beats)) = expected.map.get_mut(id) else {
                     continue;
                 };
@@ -176,10 +172,17 @@ impl<A: Address> Expected<A> {
         self.look_after(id, now, ttl);
     }
 
+    fn remove(&mut self, endpoint: &Endpoint<A>) -> Option<Removed<A, Beats>> {
+        let removed = self.map.remove(endpoint);
+        let map = &self.map;
+        self.due.compact(map.len(), |id| map.get(id).is_some());
+        removed
+    }
+
     fn look_after(&mut self, id: u64, last: Instant, ttl: Duration) {
         // A `ttl` that the clock cannot represent never ends.
         if let Some(at) = last.checked_add(ttl) {
-            self.due.push(Reverse((at, id)));
+            self.due.push(at, id);
         }
     }
 }
@@ -223,7 +226,7 @@ where
                 });
             }
             Poll::Ready(Some(Ok(Change::Remove(endpoint)))) => {
-                let removed = heartbeats.expected().map.remove(endpoint);
+                let removed = heartbeats.expected().remove(endpoint);
                 drop(removed);
             }
             _ => {}

@@ -101,6 +101,7 @@
 //! `examples/clients/chaos.rs` does the same with real processes.
 
 mod check;
+mod due;
 mod heartbeats;
 mod outlier;
 

@@ -1,6 +1,4 @@
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::settings::{CheckSettings, UntilFirstCheck};
 use crate::{
     endpoint::{Address, Endpoint, EndpointMap},
+    health::due::DueTimes,
     random::random_part,
 };
 
@@ -24,8 +23,8 @@ pub(super) struct Schedule<A, S> {
     idle_interval: Option<Duration>,
     rng: SmallRng,
     endpoints: EndpointMap<A, Checked<S>>,
-    /// When each endpoint's next check is due. Entries of endpoints that have left stay until then.
-    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// When each endpoint's next check is due.
+    due: DueTimes,
 }
 
 struct Checked<S> {
@@ -55,7 +54,7 @@ impl<A, S> Schedule<A, S> {
             idle_interval,
             rng,
             endpoints: EndpointMap::default(),
-            due: BinaryHeap::new(),
+            due: DueTimes::default(),
         }
     }
 
@@ -79,16 +78,12 @@ impl<A, S> Schedule<A, S> {
 
     /// Returns when the next check is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.due.peek().map(|&Reverse((at, _))| at)
+        self.due.next()
     }
 
     /// Removes an entry that is due; returns its endpoint's number. The endpoint may have left.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<u64> {
-        let &Reverse((at, id)) = self.due.peek()?;
-        (at <= now).then(|| {
-            self.due.pop();
-            id
-        })
+        self.due.pop(now)
     }
 }
 
@@ -119,11 +114,14 @@ impl<A: Address, S> Schedule<A, S> {
             },
         };
         let (id, _) = self.endpoints.insert(endpoint, checked);
-        self.due.push(Reverse((Instant::now(), id)));
+        self.due.push(Instant::now(), id);
     }
 
     pub(super) fn remove(&mut self, endpoint: &Endpoint<A>) {
         self.endpoints.remove(endpoint);
+        let endpoints = &self.endpoints;
+        self.due
+            .compact(endpoints.len(), |id| endpoints.get(id).is_some());
     }
 
     /// Records the result of a check, and sets when the next one is due.
@@ -137,7 +135,7 @@ impl<A: Address, S> Schedule<A, S> {
         let pause = checked.pause(settings, self.idle_interval);
         let jitter = random_part(settings.jitter.min(pause), &mut self.rng);
         let at = later(Instant::now(), pause.saturating_add(jitter));
-        self.due.push(Reverse((at, id)));
+        self.due.push(at, id);
     }
 }
 
