@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{
+    census::Census,
     counters::CountersRef,
     detector::{Detectors, Reason},
     endpoint_state::{EndpointState, Judge, Remembered},
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     afterwards::Afterwards,
-    endpoint::{Address, Endpoint, EndpointMap, Status},
+    endpoint::{Address, Endpoint, EndpointMap},
     random::random_part,
 };
 
@@ -78,10 +79,15 @@ impl<A: Address> EndpointSet<A> {
         let mut states = self.states();
         let remembered = states.recall(endpoint, now, self.memory);
         let state = EndpointState::new(endpoint.clone(), self.settings, judge, remembered);
-        match states.objection(&self.rule, &state, now) {
-            None => state.eject_as_remembered(now, &mut afterwards),
-            // Its next request is a probe.
-            Some(_) => state.end_ejection(now),
+        // Only if an ejection is remembered, because the census looks at all others.
+        if !state.is_closed() {
+            let mut census = states.census(now);
+            census.enter(&state, now);
+            match census.objection(&self.rule, &state, now) {
+                None => state.eject_as_remembered(now, &mut afterwards),
+                // Its next request is a probe.
+                Some(_) => state.end_ejection(now),
+            }
         }
         let counters = state.counters();
         let (_, replaced) = states.map.insert(endpoint.clone(), state);
@@ -124,12 +130,21 @@ impl<A: Address> EndpointSet<A> {
             .iter()
             .map(|(_, _, state)| state.clone())
             .collect();
+        // 1. Probes that have taken too long.
+        let mut failed_probes = Vec::new();
+        for state in &all {
+            if state.end_interval(now, afterwards) {
+                failed_probes.push(state);
+            }
+        }
+        let mut census = states.census(now);
+        for state in failed_probes {
+            states.eject_again(&self.rule, &mut census, state, now, afterwards);
+        }
+        // 2. The counts of the interval.
         let mut judged = Vec::with_capacity(all.len());
         let mut tallies = Vec::with_capacity(all.len());
         for state in &all {
-            if state.end_interval(now, afterwards) {
-                states.eject_again(&self.rule, state, now, afterwards);
-            }
             let tally = state.take_tally();
             if state.is_closed() && state.is_candidate() {
                 judged.push(state);
@@ -139,12 +154,19 @@ impl<A: Address> EndpointSet<A> {
         for state in &judged {
             if let Some(in_a_row) = state.failures_in_a_row() {
                 let reason = Reason::ConsecutiveFailures(in_a_row);
-                states.eject(&self.rule, state, reason, now, afterwards);
+                states.eject(&self.rule, &mut census, state, reason, now, afterwards);
             }
         }
         for verdict in self.detectors.judge(&tallies) {
             let state = judged[verdict.endpoint];
-            states.eject(&self.rule, state, verdict.reason, now, afterwards);
+            states.eject(
+                &self.rule,
+                &mut census,
+                state,
+                verdict.reason,
+                now,
+                afterwards,
+            );
         }
     }
 
@@ -167,11 +189,17 @@ impl<A: Address> Judge<A> for EndpointSet<A> {
     }
 
     fn eject(&self, state: &EndpointState<A>, reason: Reason, now: Instant) {
-        self.locked(|states, afterwards| states.eject(&self.rule, state, reason, now, afterwards));
+        self.locked(|states, afterwards| {
+            let census = &mut states.census(now);
+            states.eject(&self.rule, census, state, reason, now, afterwards);
+        });
     }
 
     fn eject_again(&self, state: &EndpointState<A>, now: Instant) {
-        self.locked(|states, afterwards| states.eject_again(&self.rule, state, now, afterwards));
+        self.locked(|states, afterwards| {
+            let census = &mut states.census(now);
+            states.eject_again(&self.rule, census, state, now, afterwards);
+        });
     }
 }
 
@@ -210,6 +238,7 @@ impl<A: Address> States<A> {
     fn eject(
         &mut self,
         rule: &EjectionRule,
+        census: &mut Census,
         state: &EndpointState<A>,
         reason: Reason,
         now: Instant,
@@ -218,43 +247,49 @@ impl<A: Address> States<A> {
         if !state.may_be_ejected() || !self.has(state) {
             return;
         }
-        match self.objection(rule, state, now) {
+        match census.objection(rule, state, now) {
             Some(objection) => {
                 let endpoint = state.endpoint.clone();
                 afterwards.add(move || debug!(%endpoint, %reason, objection, "not ejected"));
             }
-            None => self.eject_now(state, reason, now, afterwards),
+            None => self.eject_now(census, state, reason, now, afterwards),
         }
     }
 
     fn eject_again(
         &mut self,
         rule: &EjectionRule,
+        census: &mut Census,
         state: &EndpointState<A>,
         now: Instant,
         afterwards: &mut Afterwards,
     ) {
-        let objection = self.objection(rule, state, now);
+        let objection = census.objection(rule, state, now);
         match objection.or_else(|| (!self.has(state)).then_some("its service was replaced")) {
             Some(objection) => {
                 let endpoint = state.endpoint.clone();
                 afterwards
                     .add(move || warn!(%endpoint, objection, "readmitted though a probe failed"));
+                census.leave(state, now);
                 state.close(afterwards);
+                census.enter(state, now);
             }
-            None => self.eject_now(state, Reason::Probe, now, afterwards),
+            None => self.eject_now(census, state, Reason::Probe, now, afterwards),
         }
     }
 
     fn eject_now(
         &mut self,
+        census: &mut Census,
         state: &EndpointState<A>,
         reason: Reason,
         now: Instant,
         afterwards: &mut Afterwards,
     ) {
         let jitter = |most| random_part(most, &mut self.rng);
+        census.leave(state, now);
         let until = state.eject(&reason, jitter, now, afterwards);
+        census.enter(state, now);
         let seconds = until.saturating_duration_since(now).as_secs_f64();
         let endpoint = state.endpoint.clone();
         afterwards.add(move || warn!(%endpoint, %reason, seconds, ?until, "ejected"));
@@ -267,30 +302,13 @@ impl<A: Address> States<A> {
         current.is_some_and(|(_, current)| current.number() == state.number())
     }
 
-    /// Returns the rule that forbids an ejection, if there is one.
-    ///
-    /// An endpoint whose ejection has ended but that no request has probed yet does not count
-    /// towards the cap. It may be unhealthy as well, or no request's key may lead to it, and then
-    /// no probe ever comes.
-    fn objection(
-        &self,
-        rule: &EjectionRule,
-        state: &EndpointState<A>,
-        now: Instant,
-    ) -> Option<&'static str> {
-        let others = || {
-            let others = self.map.iter().map(|(_, _, other)| other);
-            let others = others.filter(|other| other.endpoint != state.endpoint);
-            others.filter(|other| other.is_candidate())
-        };
-        let ejected = others().filter(|other| other.is_out(now)).count();
-        if ejected >= rule.most_ejected(others().count() + 1) {
-            return Some("as many others are ejected as may be");
+    /// Counts the endpoints as they are now. **O(n)**.
+    fn census(&self, now: Instant) -> Census {
+        let mut census = Census::default();
+        for (_, _, state) in self.map.iter() {
+            census.enter(state, now);
         }
-        let is_available = |other: &Arc<EndpointState<A>>| {
-            other.is_closed() && other.endpoint.status() == Status::Available
-        };
-        (!others().any(is_available)).then_some("no other is available")
+        census
     }
 }
 

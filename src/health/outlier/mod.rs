@@ -7,6 +7,7 @@
 //! [`Endpoint::ejection`](crate::Endpoint::ejection).
 
 mod breaker;
+mod census;
 mod counters;
 mod detector;
 mod discover;
