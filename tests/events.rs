@@ -17,7 +17,7 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt, discover::Change, ser
 use tower_lb::{
     Balance, BalanceLayer, Endpoint, IntoTarget, Outcome, RoundRobin, WatchLayer, fixed,
     from_discover,
-    health::{Heartbeats, OutlierLayer},
+    health::{HealthCheckLayer, Heartbeats, OutlierLayer},
 };
 use tracing_subscriber::{Layer as _, layer::SubscriberExt};
 
@@ -239,6 +239,27 @@ async fn an_address_listed_twice_is_one_event_while_that_lasts() {
     targets.send_replace(vec![0, 0]);
     settle().await;
     assert_eq!(warnings(), 2);
+}
+
+/// A cap that is too low for so many endpoints, while all checks hang. Before, silence.
+#[tokio::test(start_paused = true)]
+async fn late_checks_are_one_event_while_that_lasts() {
+    let (lines, _guard) = collect();
+    let hangs = |_: Endpoint<usize>, _| std::future::pending::<Result<(), BoxError>>();
+    let _balance: Balance<_, _, (), _> = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RoundRobin::default()))
+        .layer(HealthCheckLayer::new(hangs).concurrency(1))
+        .layer(fixed(0..30))
+        .service(|_: &Endpoint<usize>| service_fn(|()| async { Ok::<_, BoxError>(()) }));
+    let late = || {
+        let lines = lines.lock().unwrap();
+        let late = "WARN health checks are late: they wait for others";
+        lines.iter().filter(|line| *line == late).count()
+    };
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(late(), 0);
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert_eq!(late(), 1);
 }
 
 #[test]

@@ -71,20 +71,23 @@ where
     /// Records results and starts the checks that are due. Registers the waker for the next result
     /// or check.
     fn poll_checks(mut self: Pin<&mut Self>, cx: &mut Context<'_>) {
-        loop {
-            // 1. Results.
+        for _ in 0..AT_ONCE {
+            // 1. A result.
             let mut this = self.as_mut().project();
-            while let Poll::Ready(Some((id, result))) = this.running.as_mut().poll_next(cx) {
+            if let Poll::Ready(Some((id, result))) = this.running.as_mut().poll_next(cx) {
                 this.schedule.done(id, result);
+                continue;
             }
-            // 2. The checks that are due. If as many run as may, the end of one wakes the task.
-            if self.as_mut().start_due() {
+            // 2. A check that is due. If as many run as may, the end of one wakes the task.
+            if this.running.len() >= this.schedule.concurrency() {
+                return;
+            }
+            if let Some(id) = this.schedule.pop_due(Instant::now()) {
+                self.as_mut().start(id);
                 continue;
             }
             // 3. The timer for the next check. Pending: the timer has registered the waker.
-            let this = self.as_mut().project();
-            let has_place = this.running.len() < this.schedule.settings().concurrency;
-            let Some(at) = this.schedule.next_due().filter(|_| has_place) else {
+            let Some(at) = this.schedule.next_due() else {
                 return;
             };
             let timer = this
@@ -97,33 +100,29 @@ where
                 return;
             }
         }
+        // For the sake of other tasks.
+        cx.waker().wake_by_ref();
     }
 
-    /// Starts the checks that are due, as far as `concurrency` allows; returns whether it started
-    /// any.
-    fn start_due(self: Pin<&mut Self>) -> bool {
+    /// Starts a check of the endpoint with this number, unless it has left.
+    fn start(self: Pin<&mut Self>, id: u64) {
         let this = self.project();
-        let now = Instant::now();
-        let mut has_started = false;
-        while this.running.len() < this.schedule.settings().concurrency {
-            let Some(id) = this.schedule.pop_due(now) else {
-                break;
-            };
-            let Some((endpoint, service)) = this.schedule.get(id) else {
-                continue;
-            };
-            let start = AssertUnwindSafe(|| (this.check)(endpoint.clone(), service.clone()));
-            let Ok(check) = catch_unwind(start) else {
-                this.schedule.done(id, Err(PANICKED.into()));
-                continue;
-            };
-            let timeout = this.schedule.settings().timeout;
-            this.running.push(Run::new(id, timeout, check));
-            has_started = true;
+        let Some((endpoint, service)) = this.schedule.get(id) else {
+            return;
+        };
+        let start = AssertUnwindSafe(|| (this.check)(endpoint.clone(), service.clone()));
+        match catch_unwind(start) {
+            Ok(check) => {
+                let timeout = this.schedule.settings().timeout;
+                this.running.push(Run::new(id, timeout, check));
+            }
+            Err(_) => this.schedule.done(id, Err(PANICKED.into())),
         }
-        has_started
     }
 }
+
+/// How many results and starts of checks one poll handles at most.
+const AT_ONCE: u32 = 256;
 
 impl<D, Check, F, A, S, T, E> Stream for HealthCheckDiscover<D, Check, F, A, S, T>
 where

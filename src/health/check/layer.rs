@@ -69,7 +69,7 @@ impl<Check> HealthCheckLayer<Check> {
                 jitter: Duration::from_secs(1),
                 failures: 3,
                 successes: 2,
-                concurrency: 64,
+                concurrency: None,
                 until_first_check: UntilFirstCheck::Available,
                 ends_ejection: true,
             },
@@ -174,7 +174,11 @@ impl<Check, T> HealthCheckLayer<Check, T> {
         self
     }
 
-    /// Sets how many checks may run at once. Default 64; the others wait.
+    /// Sets how many checks may run at once; the others wait. Default: as many as are needed.
+    ///
+    /// That is twice the number that runs at a time if all checks exceed the timeout, but at least
+    /// 64. With the default interval and timeout, it is a fifth of the endpoints. Where checks are
+    /// late by more than the interval, an event of level `WARN` says so.
     ///
     /// # Panics
     ///
@@ -183,7 +187,7 @@ impl<Check, T> HealthCheckLayer<Check, T> {
     #[track_caller]
     pub fn concurrency(mut self, checks: usize) -> Self {
         assert_ne!(checks, 0, "no check would ever run");
-        self.settings.concurrency = checks;
+        self.settings.concurrency = Some(checks);
         self
     }
 

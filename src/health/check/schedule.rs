@@ -25,6 +25,8 @@ pub(super) struct Schedule<A, S> {
     endpoints: EndpointMap<A, Checked<S>>,
     /// When each endpoint's next check is due.
     due: DueTimes,
+    /// Whether checks are late. They are on time again once none waits.
+    is_late: bool,
 }
 
 struct Checked<S> {
@@ -55,6 +57,7 @@ impl<A, S> Schedule<A, S> {
             rng,
             endpoints: EndpointMap::default(),
             due: DueTimes::default(),
+            is_late: false,
         }
     }
 
@@ -76,6 +79,11 @@ impl<A, S> Schedule<A, S> {
         Some((endpoint, &checked.service))
     }
 
+    /// Returns how many checks may run at once.
+    pub(super) fn concurrency(&self) -> usize {
+        self.settings.concurrency(self.len())
+    }
+
     /// Returns when the next check is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.next()
@@ -83,6 +91,18 @@ impl<A, S> Schedule<A, S> {
 
     /// Removes an entry that is due; returns its endpoint's number. The endpoint may have left.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<u64> {
+        match self.due.next().filter(|&due| due <= now) {
+            None => self.is_late = false,
+            Some(due) if !self.is_late && now - due > self.settings.interval => {
+                self.is_late = true;
+                let (endpoints, concurrency) = (self.len(), self.concurrency());
+                warn!(
+                    endpoints,
+                    concurrency, "health checks are late: they wait for others"
+                );
+            }
+            Some(_) => {}
+        }
         self.due.pop(now)
     }
 }

@@ -9,10 +9,30 @@ pub(super) struct CheckSettings {
     pub(super) jitter: Duration,
     pub(super) failures: u32,
     pub(super) successes: u32,
-    pub(super) concurrency: usize,
+    /// `None`: as many as are needed.
+    pub(super) concurrency: Option<usize>,
     pub(super) until_first_check: UntilFirstCheck,
     pub(super) ends_ejection: bool,
 }
+
+impl CheckSettings {
+    /// Returns how many checks of `endpoints` may run at once.
+    ///
+    /// If all exceed the timeout, `endpoints * timeout / interval` run at a time on average. Twice
+    /// as many may: the first checks are all due at once, and checks that are late catch up.
+    pub(super) fn concurrency(&self, endpoints: usize) -> usize {
+        self.concurrency.unwrap_or_else(|| {
+            let shortest = self
+                .edge_interval
+                .map_or(self.interval, |edge| edge.min(self.interval));
+            let needed = 2.0 * endpoints as f64 * self.timeout.div_duration_f64(shortest);
+            (needed as usize).clamp(FEW, endpoints.max(FEW))
+        })
+    }
+}
+
+/// So many checks may always run at once.
+const FEW: usize = 64;
 
 /// Tells whether an endpoint is available before its first check has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Health checks.
 
-use std::future::Ready;
+use std::{future::Ready, task::Poll};
 
 use super::*;
 
@@ -311,4 +311,60 @@ async fn a_check_ends_no_ejection_but_those_of_outlier_detection() {
     balance.members()[0].endpoint().eject(until);
     pass(60).await;
     assert_eq!(statuses(&balance)[0], Status::Ejected { until });
+}
+
+/// A check that hangs, for all servers but each tenth.
+async fn hangs(endpoint: Endpoint<usize>, _: Client) -> Result<(), &'static str> {
+    if endpoint.address() % 10 != 0 {
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_thousands_hang_it_shows_as_soon_as_when_one_does() {
+    const N: usize = 5000;
+    let layer = HealthCheckLayer::new(hangs).seeded(1);
+    let balance = Balance::<_, _, (), usize>::new(
+        layer.layer(fixed(0..N).layer(factory(&servers(&[ANSWER; N])))),
+        RoundRobin::seeded(1),
+    );
+    // Three checks that hang, with an interval of 10 to 11 s between.
+    pass(35).await;
+    let unhealthy = statuses(&balance);
+    let unhealthy = unhealthy.iter().filter(|&&s| s == Status::Unhealthy);
+    assert_eq!(unhealthy.count(), N / 10 * 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_that_end_at_once_give_the_thread_back() {
+    let checks = Arc::new(AtomicUsize::new(0));
+    let count = checks.clone();
+    let layer = HealthCheckLayer::new(move |_: Endpoint<usize>, _: Client| {
+        count.fetch_add(1, Relaxed);
+        std::future::ready(Ok::<_, String>(()))
+    });
+    let balance = checked!(2000, layer.jitter(Duration::ZERO));
+    settle().await;
+    let before = checks.load(Relaxed);
+    assert_eq!(before, 2000);
+    // A task that is always ready to run: `yield_now` would wait until no other one is.
+    let (mut before, mut most, mut turns) = (before, 0, 0);
+    let other = tokio::spawn(std::future::poll_fn(move |cx| {
+        let now = checks.load(Relaxed);
+        most = most.max(now - before);
+        before = now;
+        turns += 1;
+        if now == 4000 || turns == 10_000 {
+            return Poll::Ready(most);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }));
+    settle().await;
+    // All are due at once.
+    advance(Duration::from_secs(10)).await;
+    let most = other.await.unwrap();
+    assert!((1..=256).contains(&most), "{most} checks without a pause");
+    drop(balance);
 }
