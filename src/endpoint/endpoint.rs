@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tracing::info;
 
-use super::{Ejection, IntoTarget, Status, Target};
+use super::{BreakerView, Census, Counts, Ejection, IntoTarget, Status, Target, census::Entries};
 
 /// The live handle of one target in a balancer.
 ///
@@ -51,6 +51,8 @@ struct State<A> {
     is_made_again: bool,
     /// The driver to notify of a change.
     driver: Weak<Notify>,
+    /// Where outlier detection counts the endpoint.
+    census: Entries,
 }
 
 impl<A> Endpoint<A> {
@@ -75,6 +77,7 @@ impl<A> Endpoint<A> {
                 source: Weak::new(),
                 is_made_again: false,
                 driver: Weak::new(),
+                census: Entries::default(),
             }),
         }))
     }
@@ -174,6 +177,7 @@ impl<A> Endpoint<A> {
             state.zone.clone_from(&target.zone);
             state.priority = target.priority;
             state.hash_key.clone_from(&target.hash_key);
+            state.update_census();
             state.driver_if(has_changed)
         };
         wake(driver);
@@ -245,6 +249,30 @@ impl<A> Endpoint<A> {
     /// The caller tells of it once it holds no lock.
     pub(crate) fn set_silent(&self, silent: bool) -> Notice<A> {
         self.change(|state| state.silent = silent)
+    }
+
+    /// Counts the endpoint in `census` until [`leave_census`](Self::leave_census), under a number
+    /// that nobody else uses.
+    pub(crate) fn enter_census(&self, census: &Arc<Census>, number: u64, breaker: BreakerView) {
+        let mut state = self.state();
+        state.census.add(number, census, breaker);
+        state.update_census();
+    }
+
+    pub(crate) fn leave_census(&self, number: u64) {
+        self.state().census.remove(number);
+    }
+
+    /// Tells the census of a breaker's change.
+    pub(crate) fn set_breaker(&self, number: u64, breaker: BreakerView) {
+        let mut state = self.state();
+        state.census.set_breaker(number, breaker);
+        state.update_census();
+    }
+
+    /// Returns what the census counts without this endpoint; `None` if it has left. **O(1)**.
+    pub(crate) fn others(&self, number: u64) -> Option<Counts> {
+        self.state().census.others(number)
     }
 
     /// Sets whom the endpoint may ask for another service.
@@ -451,8 +479,14 @@ impl<A> State<A> {
         let has_changed = after != before;
         if has_changed {
             self.since = Instant::now();
+            self.update_census();
         }
         has_changed.then_some((before, after))
+    }
+
+    fn update_census(&mut self) {
+        let status = self.status();
+        self.census.update(self.weight, status);
     }
 
     /// Returns the driver to notify if there is a change. The caller releases the lock before.

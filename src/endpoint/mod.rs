@@ -4,17 +4,19 @@
 //! [`Endpoint`] is the live handle of one target in a balancer. Every stage of the stack holds the
 //! same handle. So the balancer sees the status that a health check sets.
 
+mod census;
 mod endpoint;
 mod map;
 mod status;
 mod target;
 
+pub(crate) use self::{
+    census::{BreakerView, Census, Counts},
+    endpoint::{Asking, Notice},
+    map::{EndpointMap, Removed},
+};
 pub use self::{
     endpoint::Endpoint,
     status::{Ejection, Status},
     target::{Address, IntoTarget, Target},
-};
-pub(crate) use self::{
-    endpoint::{Asking, Notice},
-    map::{EndpointMap, Removed},
 };

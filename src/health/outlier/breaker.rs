@@ -3,6 +3,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::rule::{EjectionGrowth, EjectionRule};
+use crate::endpoint::BreakerView;
 
 /// Decides whether requests go through to one endpoint.
 ///
@@ -271,14 +272,16 @@ impl Breaker {
         }
     }
 
-    /// Returns whether requests are kept from the endpoint.
-    ///
-    /// This is not so when its ejection has ended and no probe is reserved or under way.
-    pub(super) fn is_out(&self, now: Instant) -> bool {
-        match self.state {
-            State::Closed => false,
+    /// Returns what the breaker does to requests at `now`.
+    pub(super) fn view(&self, now: Instant) -> BreakerView {
+        let is_out = match self.state {
+            State::Closed => return BreakerView::Closed,
             State::Open { until } => now < until,
             State::HalfOpen { reserved, sent, .. } => reserved + sent > 0,
+        };
+        match is_out {
+            true => BreakerView::Out,
+            false => BreakerView::Idle,
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     afterwards::Afterwards,
     clock,
-    endpoint::{Address, Endpoint, Notice, Status},
+    endpoint::{Address, Census, Counts as Others, Endpoint, Notice, Status},
     undecided::NOBODY_DECIDES,
 };
 
@@ -117,6 +117,8 @@ impl<A: Address> EndpointState<A> {
     }
 
     pub(super) fn is_candidate(&self) -> bool {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
         self.endpoint.weight() > 0 && self.endpoint.status() != Status::Unknown
     }
 
@@ -132,17 +134,58 @@ impl<A: Address> EndpointState<A> {
         Some(Remembered { breaker, counts })
     }
 
+    /// Counts the endpoint among those that are judged together, until [`leave`](Self::leave).
+    pub(super) fn enter(&self, census: &Arc<Census>, now: Instant) {
+        let breaker = self.breaker();
+        self.endpoint
+            .enter_census(census, self.number(), breaker.view(now));
+    }
+
+    pub(super) fn leave(&self) {
+        self.endpoint.leave_census(self.number());
+    }
+
+    /// Returns the counts of the other endpoints; `None` if this one does not count any more.
+    pub(super) fn others(&self) -> Option<Others> {
+        self.endpoint.others(self.number())
+    }
+
+    /// Brings the census up to the time: an ejection may have ended.
+    pub(super) fn look_again(&self, now: Instant) {
+        self.count(&self.breaker(), now);
+    }
+
+    #[cfg(test)]
+    pub(super) fn view(&self, now: Instant) -> crate::endpoint::BreakerView {
+        self.breaker().view(now)
+    }
+
+    /// Brings the census up to the breaker, whose lock the caller holds.
+    fn count(&self, breaker: &Breaker, now: Instant) {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
+        self.endpoint.set_breaker(self.number(), breaker.view(now));
+    }
+
     /// Lets the next request through as a probe, if an ejection is remembered.
     pub(super) fn end_ejection(&self, now: Instant) {
-        self.breaker().end_ejection(now);
+        let mut breaker = self.breaker();
+        breaker.end_ejection(now);
+        self.count(&breaker, now);
     }
 
     /// Ejects the endpoint's new handle if the ejection that is remembered still lasts.
-    pub(super) fn eject_as_remembered(&self, now: Instant, afterwards: &mut Afterwards) {
-        if let Some(until) = self.breaker().until().filter(|&until| until > now) {
-            let notice = self.endpoint.eject_untold(until, REMEMBERED.into());
-            afterwards.add(move || notice.tell());
-        }
+    ///
+    /// Returns when the ejection ends.
+    pub(super) fn eject_as_remembered(
+        &self,
+        now: Instant,
+        afterwards: &mut Afterwards,
+    ) -> Option<Instant> {
+        let until = self.breaker().until().filter(|&until| until > now)?;
+        let notice = self.endpoint.eject_untold(until, REMEMBERED.into());
+        afterwards.add(move || notice.tell());
+        Some(until)
     }
 
     /// Counts the failure of a request that was no probe, or of `poll_ready`.
@@ -198,8 +241,12 @@ impl<A: Address> EndpointState<A> {
             true if self.endpoint.is_kept_out() => Ejected::Yes,
             true => Ejected::Revived,
         };
-        let rule = &self.settings.rule;
-        match self.breaker().admit(rule, ejected, Instant::now()) {
+        let now = Instant::now();
+        let mut breaker = self.breaker();
+        let admission = breaker.admit(&self.settings.rule, ejected, now);
+        self.count(&breaker, now);
+        drop(breaker);
+        match admission {
             Admission::Through => None,
             Admission::Probe(round) => Some(Admitted::Probe(Probe {
                 state: Some(self.clone()),
@@ -218,6 +265,7 @@ impl<A: Address> EndpointState<A> {
         }
         let mut breaker = self.breaker();
         let verdict = breaker.end_interval(&self.settings.rule, now);
+        self.count(&breaker, now);
         if verdict == ProbeResult::Closed {
             self.readmit(&breaker, afterwards);
         }
@@ -226,11 +274,6 @@ impl<A: Address> EndpointState<A> {
 
     pub(super) fn may_be_ejected(&self) -> bool {
         self.breaker().may_be_ejected(&self.settings.rule)
-    }
-
-    /// Returns whether requests are kept from the endpoint.
-    pub(super) fn is_out(&self, now: Instant) -> bool {
-        self.breaker().is_out(now)
     }
 
     /// Ejects the endpoint; returns the end of the ejection.
@@ -243,15 +286,17 @@ impl<A: Address> EndpointState<A> {
     ) -> Instant {
         let mut breaker = self.breaker();
         let until = breaker.eject(&self.settings.rule, jitter, now);
+        self.count(&breaker, now);
         let notice = self.endpoint.eject_untold(until, reason.to_string().into());
         self.publish(&breaker, notice, afterwards);
         until
     }
 
     /// Readmits the endpoint without a probe.
-    pub(super) fn close(&self, afterwards: &mut Afterwards) {
+    pub(super) fn close(&self, now: Instant, afterwards: &mut Afterwards) {
         let mut breaker = self.breaker();
         breaker.close();
+        self.count(&breaker, now);
         self.publish(&breaker, self.endpoint.readmit_untold(), afterwards);
     }
 
@@ -269,6 +314,8 @@ impl<A: Address> EndpointState<A> {
         let mut afterwards = Afterwards::default();
         let mut breaker = self.breaker();
         let verdict = breaker.end_probe(&self.settings.rule, probe, success);
+        let now = Instant::now();
+        self.count(&breaker, now);
         match verdict {
             ProbeResult::Closed => self.readmit(&breaker, &mut afterwards),
             ProbeResult::Failed | ProbeResult::Undecided => {
@@ -279,8 +326,8 @@ impl<A: Address> EndpointState<A> {
         drop(breaker);
         if verdict == ProbeResult::Failed {
             match self.judge.upgrade() {
-                Some(judge) => judge.eject_again(self, Instant::now()),
-                None => self.close(&mut afterwards),
+                Some(judge) => judge.eject_again(self, now),
+                None => self.close(now, &mut afterwards),
             }
         }
         afterwards.run();
@@ -310,6 +357,12 @@ impl<A: Address> EndpointState<A> {
         // Nothing under this lock panics halfway through a change.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has looked at an endpoint.
+    pub(super) static LOOKS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 /// The reason of an ejection that began before the endpoint left.
@@ -346,6 +399,7 @@ impl<A: Address> Drop for Probe<A> {
 /// Wakes the callers that wait for a probe to end. No probe can end any more.
 impl<A: Address> Drop for EndpointState<A> {
     fn drop(&mut self) {
+        self.leave();
         self.changed.notify_waiters();
     }
 }

@@ -7,7 +7,6 @@
 //! [`Endpoint::ejection`](crate::Endpoint::ejection).
 
 mod breaker;
-mod census;
 mod counters;
 mod detector;
 mod discover;

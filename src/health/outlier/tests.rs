@@ -3,10 +3,19 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{OutlierLayer, census::LOOKS, detector::Reason};
-use crate::{afterwards::Afterwards, endpoint::Endpoint};
+use super::{
+    OutlierLayer,
+    counters::CountersRef,
+    detector::Reason,
+    endpoint_state::{Admitted, LOOKS},
+};
+use crate::{
+    afterwards::Afterwards,
+    endpoint::{Endpoint, Target},
+};
 
 #[test]
 fn counters_are_taken_again() {
@@ -45,10 +54,120 @@ async fn a_sweep_looks_at_each_endpoint_a_few_times() {
         let states = counters.iter().map(|c| c.state::<usize>().unwrap());
         let ejected = states.filter(|state| !state.is_closed()).count();
         assert_eq!(ejected, n - 1, "never the last one");
-        // Joining looks at nobody.
+    }
+}
+
+/// A verdict between sweeps looks at its own endpoint alone, and so does an endpoint that joins.
+#[tokio::test(start_paused = true)]
+async fn a_verdict_looks_at_one_endpoint() {
+    for n in [50_usize, 500] {
+        let set = Arc::new(OutlierLayer::default().max_ejected(1.0).endpoint_set());
+        let now = Instant::now();
+        let endpoints: Vec<_> = (0..n).map(Endpoint::new).collect();
+        let counters: Vec<_> = endpoints.iter().map(|e| set.insert(e, now)).collect();
         LOOKS.set(0);
-        set.insert(&Endpoint::new(n), now);
-        assert_eq!(LOOKS.get(), 0);
+        let states = counters.iter().map(|c| c.state::<usize>().unwrap());
+        let ejected = states.filter(|state| {
+            (0..5).for_each(|_| state.fail());
+            !state.is_closed()
+        });
+        assert_eq!(ejected.count(), n - 1, "never the last one");
+        let looks = LOOKS.get() as usize;
+        assert!(looks <= n, "{looks} looks at {n} endpoints");
+        // Those that come back go on as they were.
+        LOOKS.set(0);
+        for endpoint in &endpoints[..n / 2] {
+            set.remove(endpoint, now);
+            let counters = set.insert(endpoint, now);
+            assert!(!counters.state::<usize>().unwrap().is_closed());
+        }
+        let looks = LOOKS.get() as usize;
+        assert!(looks <= n, "{looks} looks at {n} endpoints");
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Join,
+    Leave,
+    Fail,
+    Probe(Option<bool>),
+    Unhealthy,
+    Healthy,
+    Unknown,
+    Weight(u32),
+    EjectedElsewhere,
+    Readmitted,
+    Sweep,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::Join),
+        Just(Step::Leave),
+        Just(Step::Fail),
+        Just(Step::Fail),
+        any::<Option<bool>>().prop_map(Step::Probe),
+        Just(Step::Unhealthy),
+        Just(Step::Healthy),
+        Just(Step::Unknown),
+        (0_u32..2).prop_map(Step::Weight),
+        Just(Step::EjectedElsewhere),
+        Just(Step::Readmitted),
+        Just(Step::Sweep),
+        (0_u64..20_000).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, the census is what a count of all endpoints finds.
+    #[test]
+    fn the_census_is_kept_up(steps in prop::collection::vec((step(), 0_usize..6), 1..100)) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let set = Arc::new(OutlierLayer::default().max_ejected(0.5).endpoint_set());
+            let endpoints: Vec<_> = (0..6_usize).map(Endpoint::new).collect();
+            let mut counters = endpoints.iter().map(|_| None).collect::<Vec<_>>();
+            let mut replaced = Vec::new();
+            for (step, which) in steps {
+                let (endpoint, now) = (&endpoints[which], Instant::now());
+                let state = || counters[which].and_then(CountersRef::state::<usize>);
+                match step {
+                    Step::Join => {
+                        // The service of this one ends its probes after it was replaced.
+                        replaced.extend(state());
+                        counters[which] = Some(set.insert(endpoint, now));
+                    }
+                    Step::Leave => set.remove(endpoint, now),
+                    Step::Fail => {
+                        let states = state().into_iter().chain(replaced.pop());
+                        states.for_each(|state| (0..5).for_each(|_| state.fail()));
+                    }
+                    Step::Probe(outcome) => {
+                        if let Some(Admitted::Probe(probe)) = state().and_then(|s| s.admit()) {
+                            state().unwrap().end_sent_probe(probe.send(), outcome);
+                        }
+                    }
+                    Step::Unhealthy => endpoint.mark_unhealthy(),
+                    Step::Healthy => endpoint.mark_healthy(),
+                    Step::Unknown => endpoint.mark_unknown(),
+                    Step::Weight(weight) => {
+                        endpoint.set_attributes(&Target::new(which).weight(weight));
+                    }
+                    Step::EjectedElsewhere => endpoint.eject(now + Duration::from_secs(1)),
+                    Step::Readmitted => endpoint.readmit(),
+                    Step::Sweep => set.sweep(now),
+                    Step::Wait(ms) => tokio::time::advance(Duration::from_millis(ms)).await,
+                }
+                let [kept, counted] = set.kept_and_counted(Instant::now());
+                assert_eq!(kept, counted, "after {step:?} of {which}");
+            }
+        });
     }
 }
 
