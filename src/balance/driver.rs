@@ -14,6 +14,7 @@ use tower::{BoxError, discover::Discover};
 use tracing::{debug, error};
 
 use super::{
+    arrivals::Arrivals,
     feed::Feed,
     members::Members,
     publish::{Publisher, earlier},
@@ -148,6 +149,9 @@ where
         let next_change = earlier(draft.next_change, refresh_at);
         debug!(members = members.len(), "publishing a snapshot");
         let version = previous.version + 1;
+        let arrivals = previous
+            .arrivals
+            .followed_by(version, &previous.members, &members);
         drop(previous);
         // Before the new snapshot drops them: a look-up by id must find them in one place or the
         // other.
@@ -157,6 +161,7 @@ where
             members,
             table,
             availability: draft.availability,
+            arrivals,
         });
         self.retired.push(previous);
         self.next_change = next_change.map(|at| Box::pin(tokio::time::sleep_until(at)));
@@ -299,6 +304,7 @@ where
                 members: Box::default(),
                 table,
                 availability: Availability::Undriven,
+                arrivals: Arrivals::default(),
             });
             drop_guarded(previous);
         } else {

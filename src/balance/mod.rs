@@ -42,6 +42,7 @@
 //! ejection ends and no check runs, and the next request is sent by what was known before. Keep
 //! such a runtime on a thread of its own, or take [`Balance::pair`] and poll the driver elsewhere.
 
+mod arrivals;
 mod driver;
 mod feed;
 mod future;
@@ -49,6 +50,7 @@ mod layer;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
 mod members;
+mod places;
 mod publish;
 mod reported_weights;
 mod reserved;

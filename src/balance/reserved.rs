@@ -55,10 +55,6 @@ impl Wish {
         self.0 & EVEN_DRAINING != 0
     }
 
-    pub(super) const fn exact(self) -> Self {
-        Self(self.0 | EXACT)
-    }
-
     pub(super) const fn is_exact(self) -> bool {
         self.0 & EXACT != 0
     }

@@ -10,7 +10,7 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::{reserved::Wish, slow_start::SlowStart, suspects::Suspects};
+use super::{arrivals::Arrivals, reserved::Wish, slow_start::SlowStart, suspects::Suspects};
 use crate::{
     atomic::{Acquire, ArcSwap, AtomicU64, Guard, Release},
     endpoint::Endpoint,
@@ -54,6 +54,7 @@ pub(super) struct Snapshot<A, S, T> {
     pub(super) members: Box<[Member<A, S>]>,
     pub(super) table: T,
     pub(super) availability: Availability,
+    pub(super) arrivals: Arrivals,
 }
 
 /// Whether there is anything to pick.
@@ -99,6 +100,7 @@ impl<A, S, P, T> Shared<A, S, P, T> {
             members: Box::default(),
             table,
             availability: Availability::Unreported,
+            arrivals: Arrivals::default(),
         };
         Self {
             current: CachePadded::new(Current {

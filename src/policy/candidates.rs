@@ -176,6 +176,16 @@ impl Mask {
         }
     }
 
+    /// Returns whether no position has been added.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the number of positions in the set.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Returns whether the position is in the set.
     #[must_use]
     pub fn contains(&self, position: usize) -> bool {

@@ -25,6 +25,10 @@ struct State {
     name: usize,
     behaviour: Mutex<Behaviour>,
     pub(crate) calls: AtomicUsize,
+    /// How often a client was asked whether it is ready.
+    asked: AtomicUsize,
+    /// The clients that there are.
+    clients: AtomicUsize,
     gate: Mutex<Gate>,
 }
 
@@ -71,6 +75,8 @@ impl Server {
             name,
             behaviour: Mutex::new(behaviour),
             calls: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
+            clients: AtomicUsize::new(0),
             gate: Mutex::default(),
         }))
     }
@@ -100,7 +106,16 @@ impl Server {
         self.0.calls.load(Relaxed)
     }
 
+    pub(crate) fn asked(&self) -> usize {
+        self.0.asked.load(Relaxed)
+    }
+
+    pub(crate) fn clients(&self) -> usize {
+        self.0.clients.load(Relaxed)
+    }
+
     pub(crate) fn client(&self) -> Client {
+        self.0.clients.fetch_add(1, Relaxed);
         Client {
             server: self.clone(),
             holds_permit: false,
@@ -125,6 +140,7 @@ impl Client {
 
 impl Clone for Client {
     fn clone(&self) -> Self {
+        self.server.0.clients.fetch_add(1, Relaxed);
         Self {
             server: self.server.clone(),
             holds_permit: false,
@@ -136,6 +152,7 @@ impl Clone for Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.server.0.clients.fetch_sub(1, Relaxed);
         if self.holds_permit {
             self.server.allow(1);
         }
@@ -148,6 +165,7 @@ impl<Req> Service<Req> for Client {
     type Future = Pin<Box<dyn Future<Output = Result<usize, Failed>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        self.server.0.asked.fetch_add(1, Relaxed);
         let mut gate = self.server.0.gate.lock().unwrap();
         if gate.failing {
             return Poll::Ready(Err(Failed));

@@ -318,9 +318,9 @@ where
         let mut answer = tokio_test::task::spawn(balance.oneshot(()));
         tokio_test::assert_pending!(answer.poll());
         assert_eq!(odd.map(Server::calls).sum::<usize>(), 0, "{policy:?}");
-        servers[48].allow(1);
+        servers.iter().step_by(2).for_each(|server| server.allow(1));
         assert!(answer.is_woken(), "{policy:?} {narrow:?}");
-        assert_eq!(answer.await.unwrap(), 48, "{policy:?} {narrow:?}");
+        assert_eq!(answer.await.unwrap() % 2, 0, "{policy:?} {narrow:?}");
     }
 }
 

@@ -22,6 +22,7 @@ mod foreign;
 mod handles;
 mod readiness;
 mod sets;
+mod waiting;
 
 type Tracked = PendingRequests<Client>;
 assert_impl_all!(Balance<P2c, Tracked, ()>: Clone, Send, Sync, Service<()>);

@@ -1,0 +1,182 @@
+//! What a caller costs that no member is ready for: a look at all, and then a few places in queues.
+
+use super::*;
+
+/// A caller that waits for one of `n` servers, none of which is ready.
+struct Waiting {
+    servers: Vec<Server>,
+    targets: watch::Sender<Vec<(usize, u32)>>,
+    balance: Balance<P2c, Tracked, (), usize>,
+    /// The clients of a member that the balancer itself has.
+    own: usize,
+}
+
+impl Waiting {
+    /// `spare` servers more are not members yet.
+    async fn among(n: usize, spare: usize) -> Self {
+        let servers = answering(n + spare);
+        servers.iter().for_each(|server| server.allow(0));
+        let (targets, rx) = watch::channel(weights(n));
+        let balance = over(&servers, BalanceLayer::new(p2c(16)), rx);
+        settle().await;
+        let own = servers[0].clients();
+        Self {
+            servers,
+            targets,
+            balance,
+            own,
+        }
+    }
+
+    /// The servers in whose queues callers are.
+    fn queues(&self) -> Vec<usize> {
+        let servers = self.servers.iter().enumerate();
+        let longer = servers.filter(|(_, server)| server.clients() > self.own);
+        longer.map(|(which, _)| which).collect()
+    }
+
+    fn asked(&self) -> usize {
+        self.servers.iter().map(Server::asked).sum()
+    }
+
+    async fn is_ready(&mut self) -> bool {
+        poll_ready_once::<_, ()>(&mut self.balance).await.is_ready()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_asks_all_once_and_stays_in_sixteen_queues() {
+    for n in [3, 16, 17, 1000] {
+        let mut all = Waiting::among(n, 0).await;
+        assert!(!all.is_ready().await);
+        assert_eq!(all.queues().len(), n.min(16), "of {n}");
+        // The first choice is asked a second time, now for a place in its queue.
+        assert!((n..=n + 1).contains(&all.asked()), "{} of {n}", all.asked());
+        for _ in 0..10 {
+            assert!(!all.is_ready().await);
+        }
+        assert!(all.asked() <= n + 1 + 10 * 16, "{} of {n}", all.asked());
+        drop(all.balance);
+        settle().await;
+        let clients = all.servers.iter().map(Server::clients).sum::<usize>();
+        assert_eq!(clients, 0, "places are given up");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_does_not_look_at_all_again() {
+    let mut all = Waiting::among(1000, 0).await;
+    assert!(!all.is_ready().await);
+    let mut weights = weights(1000);
+    for round in 1..20 {
+        weights[round].1 = 5;
+        all.targets.send_replace(weights.clone());
+        settle().await;
+        let before = all.asked();
+        assert!(!all.is_ready().await);
+        assert!(all.asked() - before <= 32, "{}", all.asked() - before);
+    }
+    assert_eq!(all.queues().len(), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_sixteen_queues_goes_to_a_newcomer() {
+    let mut all = Waiting::among(100, 3).await;
+    assert!(!all.is_ready().await);
+    let stays_in = all.queues();
+    // One that is not ready costs the caller one of its places at most.
+    all.targets.send_replace(weights(102));
+    settle().await;
+    assert!(!all.is_ready().await);
+    let queues = all.queues();
+    let kept = queues.iter().filter(|queue| stays_in.contains(queue));
+    assert_eq!((kept.count(), queues.len()), (15, 16));
+    all.servers[102].allow(1);
+    let mut ready = tokio_test::task::spawn(poll_ready(&mut all.balance));
+    tokio_test::assert_pending!(ready.poll());
+    all.targets.send_replace(weights(103));
+    settle().await;
+    assert!(ready.is_woken());
+    tokio_test::assert_ready_ok!(ready.poll());
+    drop(ready);
+    assert_eq!(all.balance.call(()).await.unwrap(), 102);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_sixteen_queues_goes_to_one_that_is_healthy_again() {
+    let mut all = Waiting::among(100, 0).await;
+    endpoint(&all.balance, 7).mark_unhealthy();
+    settle().await;
+    all.servers[7].allow(1);
+    assert!(!all.is_ready().await);
+    endpoint(&all.balance, 7).mark_healthy();
+    settle().await;
+    assert!(all.is_ready().await);
+    assert_eq!(all.balance.call(()).await.unwrap(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_queues_have_left_finds_others() {
+    let mut all = Waiting::among(100, 0).await;
+    assert!(!all.is_ready().await);
+    let gone = all.queues();
+    // Some places are lost, then all.
+    for lost in [5, 16] {
+        let mut left = weights(100);
+        left.retain(|(which, _)| !gone[..lost].contains(which));
+        all.targets.send_replace(left);
+        settle().await;
+        assert!(!all.is_ready().await);
+        let queues = all.queues();
+        assert_eq!(queues.len(), 16);
+        assert!(!queues.iter().any(|queue| gone[..lost].contains(queue)));
+    }
+    let one = all.queues()[3];
+    all.servers[one].allow(1);
+    assert!(all.is_ready().await);
+    assert_eq!(all.balance.call(()).await.unwrap(), one);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_fail_to_become_ready_are_asked_again_while_others_are_waited_for() {
+    let mut all = Waiting::among(40, 0).await;
+    let failing = all.servers[1..].to_vec();
+    failing
+        .iter()
+        .for_each(|server| server.fail_readiness(true));
+    assert!(!all.is_ready().await);
+    assert_eq!(all.queues(), [0]);
+    let before = all.asked();
+    assert!(!all.is_ready().await);
+    assert!(all.asked() - before <= 17, "{}", all.asked() - before);
+    failing.iter().for_each(|server| {
+        server.fail_readiness(false);
+        server.allow(1);
+    });
+    assert!(all.is_ready().await);
+}
+
+/// A request that was everywhere waits where it was. A newcomer takes it from there.
+#[tokio::test(start_paused = true)]
+async fn an_excluded_endpoint_is_left_for_a_newcomer() {
+    let mut all = Waiting::among(2, 1).await;
+    let tried = Tried::new();
+    for member in all.balance.members() {
+        tried.insert(member.endpoint().clone());
+    }
+    let mut answer = tokio_test::task::spawn(all.balance.call_excluding((), &tried));
+    tokio_test::assert_pending!(answer.poll());
+    assert_eq!(all.queues(), [0, 1]);
+    // Nothing that matters has changed.
+    all.targets.send_replace(vec![(0, 1), (1, 7)]);
+    settle().await;
+    tokio_test::assert_pending!(answer.poll());
+    assert_eq!(all.queues(), [0, 1]);
+    all.targets.send_replace(weights(3));
+    settle().await;
+    tokio_test::assert_pending!(answer.poll());
+    all.servers[0].allow(1);
+    tokio_test::assert_pending!(answer.poll(), "it waits for the newcomer alone");
+    all.servers[2].allow(1);
+    assert_eq!(answer.await.unwrap(), 2);
+}
