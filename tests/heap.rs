@@ -148,6 +148,39 @@ fn a_request_that_needs_no_second_try_allocates_nothing() {
     assert_eq!(info.count_total, 0);
 }
 
+/// Futures are moved from layer to layer. So they carry no request and no handle that few need.
+#[test]
+fn the_future_of_a_request_is_small() {
+    fn future<S: Service<Req>, Req>(_: &S) -> usize {
+        size_of::<S::Future>()
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let _guard = runtime.enter();
+    // An answer that is there at once. The request is as large as one of HTTP.
+    type Large = [u64; 28];
+    let echo = |_: &Endpoint<usize>| tower::service_fn(|_: Large| ready(Ok::<u64, Infallible>(1)));
+    let discover = each(PeakEwmaLayer::default()).layer(fixed(0..3).layer(echo));
+    let balance = BalanceLayer::new(P2c::default()).layer(OutlierLayer::default().layer(discover));
+    let every = tower::ServiceBuilder::new()
+        .layer(DeadlineLayer::new(Duration::from_secs(1)))
+        .layer(AdaptiveThrottleLayer::default())
+        .layer(LimitLayer::new(100))
+        .layer(FailoverLayer::new(Idempotent::all()))
+        .layer(HedgeLayer::after(
+            Duration::from_millis(50),
+            Idempotent::all(),
+        ))
+        .service(balance.clone());
+    let sizes = [future::<_, Large>(&balance), future::<_, Large>(&every)];
+    println!("the future of a balancer, and of every layer: {sizes:?} bytes");
+    assert!(sizes[0] <= 80, "{sizes:?}");
+    // One copy of the request, for another try.
+    assert!(sizes[1] <= 400, "{sizes:?}");
+}
+
 #[test]
 fn replicas_allocate_nothing() {
     let names: Vec<String> = (0..2_000).map(|i| i.to_string()).collect();

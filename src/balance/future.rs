@@ -36,29 +36,40 @@ pin_project! {
         P: Policy<A, S, Req>,
         S: Service<Req>,
     {
-        /// Chooses a member, now that the request is known, and drives it to ready.
-        Selecting {
-            request: Option<Req>,
-            selection: Selection<S, Req, A>,
-            shared: Part<Shared<A, S, P, P::Table>>,
-            seed: u64,
+        /// Waits for a member that is ready, or has an error.
+        // Boxed: usually a member is ready at once, and the request need not travel in the future.
+        Unsent {
+            unsent: Box<Unsent<P, S, Req, A>>,
         },
         /// Waits for the member that `poll_ready` reserved.
         Called {
             #[pin]
             future: S::Future,
         },
-        /// Waits for the member that `Selecting` chose.
+        /// Waits for the member that was chosen when the request was known.
         // One variant for both would make every request carry the id: 5 instructions more.
         Chosen {
             #[pin]
             future: S::Future,
             member: u64,
         },
-        Failed {
-            error: Option<BoxError>,
-        },
     }
+}
+
+/// A request that no member has taken.
+enum Unsent<P, S, Req, A>
+where
+    P: Policy<A, S, Req>,
+{
+    Selecting {
+        request: Option<Req>,
+        selection: Selection<S, Req, A>,
+        shared: Part<Shared<A, S, P, P::Table>>,
+        rng: Rng,
+    },
+    Failed {
+        error: Option<BoxError>,
+    },
 }
 
 impl<P, S, Req, A> ResponseFuture<P, S, Req, A>
@@ -72,19 +83,32 @@ where
         }
     }
 
-    pub(super) const fn selecting(
+    pub(super) const fn chosen(future: S::Future, member: u64) -> Self {
+        Self {
+            state: State::Chosen { future, member },
+        }
+    }
+
+    #[cold]
+    pub(super) fn selecting(
         shared: Part<Shared<A, S, P, P::Table>>,
-        seed: u64,
+        rng: Rng,
         request: Req,
         selection: Selection<S, Req, A>,
     ) -> Self {
+        let unsent = Unsent::Selecting {
+            request: Some(request),
+            selection,
+            shared,
+            rng,
+        };
+        Self::unsent(unsent)
+    }
+
+    fn unsent(unsent: Unsent<P, S, Req, A>) -> Self {
+        let unsent = Box::new(unsent);
         Self {
-            state: State::Selecting {
-                request: Some(request),
-                selection,
-                shared,
-                seed,
-            },
+            state: State::Unsent { unsent },
         }
     }
 
@@ -93,14 +117,14 @@ where
         match self.state {
             State::Called { .. } => reserved,
             State::Chosen { member, .. } => Some(member),
-            State::Selecting { .. } | State::Failed { .. } => None,
+            State::Unsent { .. } => None,
         }
     }
 
-    pub(super) const fn failed(error: BoxError) -> Self {
-        Self {
-            state: State::Failed { error: Some(error) },
-        }
+    #[cold]
+    pub(super) fn failed(error: BoxError) -> Self {
+        let error = Some(error);
+        Self::unsent(Unsent::Failed { error })
     }
 }
 
@@ -115,19 +139,11 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
-        loop {
-            if let StateProj::Called { future } | StateProj::Chosen { future, .. } =
-                state.as_mut().project()
-            {
-                return future.poll(cx).map_err(Into::into);
+        match state.as_mut().project() {
+            StateProj::Called { future } | StateProj::Chosen { future, .. } => {
+                future.poll(cx).map_err(Into::into)
             }
-            match ready!(state.as_mut().poll_select(cx)) {
-                Ok(called) => state.set(called),
-                Err(error) => {
-                    state.set(State::Failed { error: None });
-                    return Poll::Ready(Err(error));
-                }
-            }
+            StateProj::Unsent { .. } => state.poll_unsent(cx),
         }
     }
 }
@@ -139,21 +155,36 @@ where
     A: Address,
 {
     /// Chooses a member, drives it to ready and calls it.
-    // Not inlined: a request whose member was reserved in `poll_ready` does not come here.
+    #[cold]
     #[inline(never)]
+    fn poll_unsent(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<S::Response, BoxError>> {
+        let chosen = ready!(self.as_mut().poll_select(cx))?;
+        self.set(chosen);
+        match self.project() {
+            StateProj::Called { future } | StateProj::Chosen { future, .. } => {
+                future.poll(cx).map_err(Into::into)
+            }
+            StateProj::Unsent { .. } => Poll::Pending,
+        }
+    }
+
+    /// Returns the state of a request that a member has taken.
     fn poll_select(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self, BoxError>> {
-        let error = match self.project() {
-            StateProj::Failed { error } => error.take(),
-            StateProj::Called { .. } | StateProj::Chosen { .. } => None,
-            StateProj::Selecting {
+        let StateProj::Unsent { unsent } = self.project() else {
+            return Poll::Pending;
+        };
+        let error = match &mut **unsent {
+            Unsent::Failed { error } => error.take(),
+            Unsent::Selecting {
                 request,
                 selection,
                 shared,
-                seed,
+                rng,
             } => {
-                let mut rng = Rng::new(*seed, 0);
-                let selected = selection.poll(shared, &mut rng, request.as_ref(), cx);
-                *seed = rng.next();
+                let selected = selection.poll(shared, rng, request.as_ref(), cx);
                 match (ready!(selected), request.take()) {
                     (Selected::Reserved(mut reserved), Some(request)) => {
                         let future = reserved.service.call(request);
@@ -165,6 +196,7 @@ where
                 }
             }
         };
+        **unsent = Unsent::Failed { error: None };
         Poll::Ready(Err(error.expect("`ResponseFuture` polled after completion")))
     }
 }
@@ -177,9 +209,11 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Selecting { .. } => "selecting",
+            State::Unsent { unsent } => match **unsent {
+                Unsent::Selecting { .. } => "selecting",
+                Unsent::Failed { .. } => "failed",
+            },
             State::Called { .. } | State::Chosen { .. } => "called",
-            State::Failed { .. } => "failed",
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)

@@ -20,16 +20,16 @@ impl<S> Places<S> {
         Self(Vec::new())
     }
 
-    pub(super) const fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Returns how many more places the caller may take.
-    pub(super) const fn free(&self) -> usize {
+    pub(super) fn free(&self) -> usize {
         MOST.saturating_sub(self.0.len())
     }
 

@@ -2,7 +2,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use tower::{BoxError, Service, load::Load};
@@ -280,7 +280,7 @@ where
             }
         }
         let selection = Selection::excluding(&self.shared, tried.clone());
-        self.select(request, selection)
+        self.wait(request, selection)
     }
 
     #[inline(never)]
@@ -302,24 +302,44 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Returns the error that `poll_ready` found, or lets the response future choose a member.
+    /// Returns the error that `poll_ready` found, or chooses a member now that the request is known.
     #[inline(never)]
     fn call_unreserved(&mut self, request: Req) -> ResponseFuture<P, S, Req, A> {
         self.reserved = None;
-        match self.failed.take() {
-            Some((error, version)) if self.shared.is_current(version) => {
-                ResponseFuture::failed(error)
+        if let Some((error, version)) = self.failed.take() {
+            if self.shared.is_current(version) {
+                return ResponseFuture::failed(error);
             }
-            _ => self.select(request, Selection::new()),
         }
+        let mut selection = Selection::new();
+        let mut reserved = None;
+        first_choice(&self.shared, &mut self.rng, Some(&request), &mut reserved);
+        if let Some(mut reserved) = reserved {
+            // There is no waker yet. If the member is not ready, the future asks again.
+            match reserved
+                .service
+                .poll_ready(&mut Context::from_waker(Waker::noop()))
+            {
+                Poll::Ready(Ok(())) => {
+                    let future = reserved.service.call(request);
+                    return ResponseFuture::chosen(future, reserved.wish.id());
+                }
+                unready => selection.pass_over(&self.shared, reserved, unready),
+            }
+        }
+        self.wait(request, selection)
     }
 
-    fn select(
+    /// Lets the response future wait for a member.
+    #[cold]
+    #[inline(never)]
+    fn wait(
         &mut self,
         request: Req,
         selection: Selection<S, Req, A>,
     ) -> ResponseFuture<P, S, Req, A> {
-        ResponseFuture::selecting(self.shared.lend(), self.rng.next(), request, selection)
+        let rng = Rng::new(self.rng.next(), 0);
+        ResponseFuture::selecting(self.shared.lend(), rng, request, selection)
     }
 }
 

@@ -46,9 +46,10 @@ pub(super) struct Entry {
 }
 
 /// The entries of one endpoint: one for each set that counts it, and there is rarely a second one.
-// A boxed slice is smaller than a vector.
+// Boxed: every endpoint has one word for it, and only those that are watched have more.
 #[derive(Debug, Default)]
-pub(super) struct Entries(Box<[Entry]>);
+#[allow(clippy::box_collection)]
+pub(super) struct Entries(Option<Box<Vec<Entry>>>);
 
 impl Census {
     /// Replaces what one endpoint adds. **O(1)**.
@@ -93,23 +94,21 @@ impl Counts {
 impl Entries {
     /// Adds an entry under a number that no other entry has.
     pub(super) fn add(&mut self, number: u64, census: &Arc<Census>, breaker: BreakerView) {
-        let mut entries = std::mem::take(&mut self.0).into_vec();
-        entries.push(Entry {
+        self.0.get_or_insert_default().push(Entry {
             number,
             census: census.clone(),
             breaker,
             counts: Counts::default(),
         });
-        self.0 = entries.into();
     }
 
     /// Removes an entry, if it is still there.
     pub(super) fn remove(&mut self, number: u64) {
         if let Some(entry) = self.get_mut(number) {
             entry.census.replace(entry.counts, Counts::default());
-            let mut entries = std::mem::take(&mut self.0).into_vec();
+        }
+        if let Some(entries) = &mut self.0 {
             entries.retain(|entry| entry.number != number);
-            self.0 = entries.into();
         }
     }
 
@@ -121,7 +120,7 @@ impl Entries {
 
     /// Brings each census up to the endpoint's state.
     pub(super) fn update(&mut self, weight: u32, status: Status) {
-        for entry in &mut self.0 {
+        for entry in self.0.iter_mut().flat_map(|entries| entries.iter_mut()) {
             let counts = Counts::of(weight, status, entry.breaker);
             entry.census.replace(entry.counts, counts);
             entry.counts = counts;
@@ -130,7 +129,7 @@ impl Entries {
 
     /// Returns what the census of this entry counts without the endpoint itself.
     pub(super) fn others(&self, number: u64) -> Option<Counts> {
-        let entry = self.0.iter().find(|entry| entry.number == number)?;
+        let entry = self.0.as_ref()?.iter().find(|e| e.number == number)?;
         let all = entry.census.read();
         // Saturating: the three counts are not read at one moment.
         Some(Counts {
@@ -141,6 +140,7 @@ impl Entries {
     }
 
     fn get_mut(&mut self, number: u64) -> Option<&mut Entry> {
-        self.0.iter_mut().find(|entry| entry.number == number)
+        let entries = self.0.as_mut()?;
+        entries.iter_mut().find(|entry| entry.number == number)
     }
 }

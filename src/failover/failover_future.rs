@@ -50,8 +50,9 @@ pin_project! {
     #[project = StateProj]
     enum State<S, Req, F> {
         Trying { #[pin] future: F },
-        Pausing { request: Option<Req> },
-        GettingReady { service: S, request: Option<Req> },
+        // Boxed: services and requests are larger than futures, and few requests are sent again.
+        Pausing { request: Option<Box<Req>> },
+        GettingReady { service: Box<S>, request: Option<Box<Req>> },
         Done,
     }
 }
@@ -206,7 +207,7 @@ where
                     let timeout = shared.settings.try_timeout;
                     progress.timer = timeout.and_then(timer::start);
                 }
-                let (service, request) = (shared.service.clone(), request.take());
+                let (service, request) = (Box::new(shared.service.clone()), request.take());
                 this.state.set(State::GettingReady { service, request });
                 Poll::Ready(Ok(()))
             }
@@ -224,7 +225,7 @@ where
                         unreachable!("a further try has a request, and another before it");
                     };
                     *this.trace = service.trace();
-                    let future = service.call_excluding(request, tried);
+                    let future = service.call_excluding(*request, tried);
                     this.state.set(State::Trying { future });
                     return Poll::Ready(Ok(()));
                 };
@@ -292,7 +293,7 @@ where
                 let pause = shared.pause_before(&next);
                 // Where no timer is, there is no pause.
                 progress.timer = (!pause.is_zero()).then(|| timer::start(pause)).flatten();
-                let request = Some(request);
+                let request = Some(Box::new(request));
                 this.state.set(State::Pausing { request });
                 None
             }

@@ -177,7 +177,7 @@ impl Mask {
     }
 
     /// Returns whether no position has been added.
-    pub(crate) const fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 

@@ -38,23 +38,8 @@ pin_project! {
     {
         #[pin]
         first: First<S::Future>,
-        #[pin]
-        second: Second<S, Req, S::Future, S::Address>,
-        // The policy judges by this copy, and the second request is made from it. `None` if the
-        // request must not be sent twice.
-        copy: Option<Req>,
-        tried: Tried<S::Address>,
-        // How many endpoints are in `tried` before the first try (those of the layers above), and
-        // before the second one (the first try's, too).
-        known: [usize; 2],
-        // The failed tries, in the order in which they failed.
-        failed: Vec<Failed<S::Response>>,
-        began: Began,
-        timer: Option<Pin<Box<Sleep>>>,
-        // Whether the first try has taken longer than the delay.
-        is_late: bool,
-        // Whether there is no hedge because many others are as slow.
-        is_slow_alike: bool,
+        // Boxed, because futures are moved up the stack, and a copy of a request is large.
+        tries: Box<Tries<S, Req>>,
         shared: Arc<HedgeState<S, P, Copier>>,
     }
 }
@@ -67,15 +52,42 @@ pin_project! {
     }
 }
 
-pin_project! {
-    #[project = SecondProj]
-    enum Second<S, Req, F, A> {
-        NotSent,
-        GettingReady { service: S, request: Option<Req> },
-        Trying { #[pin] future: F, payment: Payment<A> },
-        /// It has failed, or will not be sent.
-        Over,
-    }
+/// What has become of a request, apart from its first try.
+struct Tries<S, Req>
+where
+    S: CallExcluding<Req>,
+{
+    second: Second<S, Req, S::Future, S::Address>,
+    /// The policy judges by this copy, and the second request is made from it. `None` if the
+    /// request must not be sent twice.
+    copy: Option<Req>,
+    tried: Tried<S::Address>,
+    /// How many endpoints are in `tried` before the first try (those of the layers above), and
+    /// before the second one (the first try's, too).
+    known: [usize; 2],
+    /// The failed tries, in the order in which they failed.
+    failed: Vec<Failed<S::Response>>,
+    began: Began,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the first try has taken longer than the delay.
+    is_late: bool,
+    /// Whether there is no hedge because many others are as slow.
+    is_slow_alike: bool,
+}
+
+enum Second<S, Req, F, A> {
+    NotSent,
+    GettingReady {
+        service: S,
+        request: Option<Req>,
+    },
+    Trying {
+        future: Pin<Box<F>>,
+        /// Held until the try is over.
+        _payment: Payment<A>,
+    },
+    /// It has failed, or will not be sent.
+    Over,
 }
 
 /// The payment for a second try. Dropping it returns the payment if the try was never sent.
@@ -114,8 +126,7 @@ where
         copy: Option<Req>,
         shared: Arc<HedgeState<S, P, Copier>>,
     ) -> Self {
-        Self {
-            first: First::Trying { future },
+        let tries = Box::new(Tries {
             second: match copy {
                 Some(_) => Second::NotSent,
                 None => Second::Over,
@@ -128,14 +139,21 @@ where
             timer: None,
             is_late: false,
             is_slow_alike: false,
+        });
+        Self {
+            first: First::Trying { future },
+            tries,
             shared,
         }
     }
 
     /// Returns the endpoints that the request has been sent to.
     pub(super) fn called(&self) -> Vec<Endpoint<S::Address>> {
-        let tried = self.tried.list();
-        tried.get(self.known[0]..).unwrap_or_default().to_vec()
+        let tried = self.tries.tried.list();
+        tried
+            .get(self.tries.known[0]..)
+            .unwrap_or_default()
+            .to_vec()
     }
 }
 
@@ -184,16 +202,16 @@ where
     /// try alone.
     // All states of the second try are handled in one place, in the order in which they follow.
     fn poll_second(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Answer<S, Req>>> {
-        let mut this = self.as_mut().project();
-        match this.second.as_mut().project() {
-            SecondProj::NotSent => {
+        let this = self.as_mut().project();
+        match &mut this.tries.second {
+            Second::NotSent => {
                 if !self.as_mut().poll_delay(cx) {
                     return Poll::Pending;
                 }
                 self.prepare_second();
                 Poll::Ready(None)
             }
-            SecondProj::GettingReady { service, request } => {
+            Second::GettingReady { service, request } => {
                 let answer = match ready!(service.poll_ready(cx)) {
                     Ok(()) => None,
                     Err(error) => Some(Err(error.into())),
@@ -202,32 +220,35 @@ where
                     return Poll::Ready(self.after(Which::Second, answer));
                 }
                 // Paid for only now, because it goes out now.
-                let is_hedge = this.failed.is_empty();
+                let is_hedge = this.tries.failed.is_empty();
                 let is_paid = match is_hedge {
                     true => this.shared.pay_for_hedge(),
                     false => this.shared.allowance.second_try(),
                 };
                 let Some(request) = request.take().filter(|_| is_paid) else {
-                    this.second.set(Second::Over);
+                    this.tries.second = Second::Over;
                     return Poll::Ready(None);
                 };
                 trace!("hedging");
-                this.known[1] = this.tried.len();
+                this.tries.known[1] = this.tries.tried.len();
                 let payment = Payment {
                     allowance: this.shared.allowance.clone(),
                     share: is_hedge.then(|| this.shared.share.clone()),
-                    tried: this.tried.clone(),
-                    known: this.known[1],
+                    tried: this.tries.tried.clone(),
+                    known: this.tries.known[1],
                 };
-                let future = service.call_excluding(request, &this.tried.strict());
-                this.second.set(Second::Trying { future, payment });
+                let future = service.call_excluding(request, &this.tries.tried.strict());
+                this.tries.second = Second::Trying {
+                    future: Box::pin(future),
+                    _payment: payment,
+                };
                 Poll::Ready(None)
             }
-            SecondProj::Trying { future, .. } => {
-                let answer = ready!(future.poll(cx)).map_err(Into::into);
+            Second::Trying { future, .. } => {
+                let answer = ready!(future.as_mut().poll(cx)).map_err(Into::into);
                 Poll::Ready(self.after(Which::Second, answer))
             }
-            SecondProj::Over => match self.last_failure() {
+            Second::Over => match self.last_failure() {
                 Some(answer) => Poll::Ready(Some(answer)),
                 None => Poll::Pending,
             },
@@ -238,10 +259,10 @@ where
     fn finish(self: Pin<&mut Self>, answer: Answer<S, Req>) -> Poll<Answer<S, Req>> {
         let mut this = self.project();
         this.first.set(First::Over);
-        this.second.set(Second::Over);
+        this.tries.second = Second::Over;
         // Only the requests that may be hedged have waited for the delay.
-        if this.copy.is_some() {
-            this.shared.slow.note(*this.is_late);
+        if this.tries.copy.is_some() {
+            this.shared.slow.note(this.tries.is_late);
         }
         Poll::Ready(answer)
     }
@@ -251,15 +272,21 @@ where
         let mut this = self.project();
         // A second try that was not sent has no answer to judge.
         if which == Which::Second && answer.as_ref().err().is_some_and(is_turned_away) {
-            this.second.set(Second::Over);
+            this.tries.second = Second::Over;
             return None;
         }
-        let retry = match this.copy {
+        let retry = match &this.tries.copy {
             Some(request) => this.shared.policy.retry(request, answer.as_ref()),
             None => Retry::No,
         };
-        this.shared.count(retry, answer.is_ok(), *this.began);
-        let endpoint = || this.tried.list().get(this.known[which as usize]).cloned();
+        this.shared.count(retry, answer.is_ok(), this.tries.began);
+        let endpoint = || {
+            this.tries
+                .tried
+                .list()
+                .get(this.tries.known[which as usize])
+                .cloned()
+        };
         let asked = answer
             .as_ref()
             .ok()
@@ -272,20 +299,20 @@ where
             return Some(answer);
         }
         let endpoint = endpoint().as_ref().map(ToString::to_string);
-        this.failed.push(Failed { endpoint, answer });
+        this.tries.failed.push(Failed { endpoint, answer });
         if which == Which::Second {
-            this.second.set(Second::Over);
+            this.tries.second = Second::Over;
             return None;
         }
         this.first.set(First::Over);
-        if matches!(*this.second, Second::NotSent) {
+        if matches!(this.tries.second, Second::NotSent) {
             // At once, or after the pause that the server asked for.
             match retry {
                 Retry::After(pause) if pause > this.shared.longest_pushback => {
-                    this.second.set(Second::Over);
+                    this.tries.second = Second::Over;
                 }
-                Retry::After(pause) => *this.timer = timer::start(pause),
-                _ => *this.timer = None,
+                Retry::After(pause) => this.tries.timer = timer::start(pause),
+                _ => this.tries.timer = None,
             }
         }
         None
@@ -296,54 +323,54 @@ where
     /// If not, a timer or the first try has registered the waker.
     fn poll_delay(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
         let this = self.project();
-        if *this.is_slow_alike && this.failed.is_empty() {
+        if this.tries.is_slow_alike && this.tries.failed.is_empty() {
             return false;
         }
-        if this.timer.is_none() {
-            if !this.failed.is_empty() {
+        if this.tries.timer.is_none() {
+            if !this.tries.failed.is_empty() {
                 return true;
             }
             // Where no timer is, there is no hedging. The first try wakes the task.
             let delay = this.shared.delay.get();
-            *this.timer = delay.and_then(timer::start);
-            if this.timer.is_none() {
+            this.tries.timer = delay.and_then(timer::start);
+            if this.tries.timer.is_none() {
                 return false;
             }
         }
-        while let Some(timer) = this.timer {
+        while let Some(timer) = &mut this.tries.timer {
             if timer.as_mut().poll(cx).is_pending() {
                 return false;
             }
-            if this.tried.len() > this.known[0] || !this.failed.is_empty() {
+            if this.tries.tried.len() > this.tries.known[0] || !this.tries.failed.is_empty() {
                 break;
             }
             // The first try has not been sent, because no endpoint is ready. A second one would
             // wait just as long.
             let delay = this.shared.delay.get().unwrap_or_default();
-            *this.timer = timer::start(delay.max(SHORTEST_WAIT));
+            this.tries.timer = timer::start(delay.max(SHORTEST_WAIT));
         }
-        if this.failed.is_empty() {
-            *this.is_late = true;
+        if this.tries.failed.is_empty() {
+            this.tries.is_late = true;
             // Then only a failure sends the second request. The first try wakes the task.
-            *this.is_slow_alike = this.shared.slow.are_many(this.shared.wanted);
-            return !*this.is_slow_alike;
+            this.tries.is_slow_alike = this.shared.slow.are_many(this.shared.wanted);
+            return !this.tries.is_slow_alike;
         }
         true
     }
 
     fn prepare_second(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        *this.timer = None;
-        this.known[1] = this.tried.len();
-        let copy = this.copy.as_ref();
+        let this = self.project();
+        this.tries.timer = None;
+        this.tries.known[1] = this.tries.tried.len();
+        let copy = this.tries.copy.as_ref();
         let request = copy.and_then(|request| this.shared.copy.copy(request));
-        this.second.set(match request {
+        this.tries.second = match request {
             Some(_) => Second::GettingReady {
                 service: this.shared.service.clone(),
                 request,
             },
             None => Second::Over,
-        });
+        };
     }
 
     /// Returns what the caller gets once no try is in progress.
@@ -352,8 +379,8 @@ where
         if matches!(*this.first, First::Trying { .. }) {
             return None;
         }
-        let last = this.failed.pop()?;
-        let Some(before) = this.failed.pop() else {
+        let last = this.tries.failed.pop()?;
+        let Some(before) = this.tries.failed.pop() else {
             return Some(last.answer);
         };
         let attempts = match (before.answer, last.answer) {
@@ -387,7 +414,7 @@ where
     S: CallExcluding<Req>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let second = match &self.second {
+        let second = match &self.tries.second {
             Second::NotSent => "not sent",
             Second::GettingReady { .. } => "getting ready",
             Second::Trying { .. } => "trying",

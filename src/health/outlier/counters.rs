@@ -14,7 +14,11 @@ use crate::{clock, recycle::Recycled};
 ///
 /// Counters are never freed: when an endpoint leaves, a later one reuses them. So requests need not
 /// count references to them. A healthy request of which nothing is counted writes nothing.
+///
+/// Laid out by who writes: every request may write the second cache line, and the first one changes
+/// seldom.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Counters {
     /// The number of the endpoint that uses these counters. No two endpoints have the same number;
     /// 0 means that they are free.
@@ -26,12 +30,13 @@ pub(super) struct Counters {
     need_all_starts: AtomicBool,
     /// Failures since the last success.
     in_a_row: AtomicU32,
+    /// The state of the endpoint that uses these counters.
+    owner: Mutex<Weak<dyn Any + Send + Sync>>,
+    _pad: [u64; 3],
     /// The counts of this interval: successes in the lower half, failures in the upper one.
     tally: AtomicU64,
     timed: AtomicU64,
     time_nanos: AtomicU64,
-    /// The state of the endpoint that uses these counters.
-    owner: Mutex<Weak<dyn Any + Send + Sync>>,
 }
 
 /// The counts of an endpoint that has left.
@@ -129,6 +134,7 @@ impl Counters {
             timed: AtomicU64::new(0),
             time_nanos: AtomicU64::new(0),
             owner: Mutex::new(Weak::<()>::new()),
+            _pad: [0; 3],
         }
     }
 
@@ -270,3 +276,15 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The counters of endpoints that have left, ready for reuse.
 static COUNTERS: Recycled<Counters> = Recycled::new();
+
+#[cfg(all(test, not(tower_lb_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_seldom_has_a_line_of_its_own() {
+        // Exactly a line where pointers have 64 bits.
+        assert!(std::mem::offset_of!(Counters, tally) >= 64);
+        assert!(size_of::<Counters>() <= 128);
+    }
+}

@@ -46,9 +46,9 @@ use crate::{
 ///
 /// Cost: a healthy request reads a few words of its endpoint's state. It makes one atomic increment
 /// while a detector that judges by the interval is on. There is no allocation and no lock. By
-/// default there is no clock reading. The words that requests read and write take a cache line or
-/// two for each endpoint. They are reused for later endpoints and never freed, so that requests
-/// need not count references to them.
+/// default there is no clock reading. The words that requests read and write take 128 bytes for
+/// each endpoint. They are reused for later endpoints and never freed, so that requests need not
+/// count references to them.
 ///
 /// Source: Envoy, outlier detection; gRFC A50; Finagle, failure accrual, for the probes.
 ///

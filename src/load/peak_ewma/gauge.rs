@@ -13,11 +13,17 @@ use crate::{
 /// Gauges are [recycled](crate::recycle): once the services of a gauge are dropped and its requests
 /// have ended, another service takes it. [`Ages`] already counts the requests, so a request need
 /// not count a reference as well.
+///
+/// Laid out by who writes: every request writes the first cache line, and the second one changes
+/// seldom. A thread whose request reads the settings, or that compares levels, then does not wait
+/// for the requests of other threads.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Gauge {
     /// The number of leases.
     services: AtomicU64,
     pub(super) ages: Ages,
+    _pad: [u64; 3],
     pub(super) level: Level,
     pub(super) standing: Standing,
     decay: AtomicU64,
@@ -34,6 +40,7 @@ impl Gauge {
         Self {
             services: AtomicU64::new(1),
             ages: Ages::default(),
+            _pad: [0; 3],
             level: Level::new(now),
             standing: Standing::new(),
             decay: AtomicU64::new(settings.decay),
@@ -125,6 +132,12 @@ mod tests {
     fn lease() -> GaugeLease {
         let second = Duration::from_secs(1);
         GaugeLease::new(EwmaSettings::new(second, second, second), 0)
+    }
+
+    #[test]
+    fn what_changes_seldom_has_a_line_of_its_own() {
+        assert_eq!(std::mem::offset_of!(Gauge, level), 64);
+        assert_eq!(size_of::<Gauge>(), 128);
     }
 
     #[test]
