@@ -1,14 +1,20 @@
 //! Measures the throughput of 64 tasks on two workers through one balancer, compared with tower's
-//! behind a `Buffer`.
+//! behind a `Buffer`; and of a stack with every layer on two threads, compared with one.
 
 mod support;
 
-use std::{fmt::Debug, hint::black_box, time::Duration};
+use std::{fmt::Debug, hint::black_box, sync::Barrier, thread, time::Duration};
 
-use support::{Echo, balance};
+use support::{Echo, balance, driven, request};
 use tokio::time::Instant;
-use tower::{Service, ServiceExt, balance::p2c, buffer::Buffer, discover::ServiceList, load};
-use tower_lb::{P2c, PendingRequestsLayer};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, balance::p2c, buffer::Buffer,
+    discover::ServiceList, load,
+};
+use tower_lb::{
+    AdaptiveThrottleLayer, DeadlineLayer, FailoverLayer, Idempotent, LimitLayer, OutlierLayer, P2c,
+    PeakEwmaLayer, PendingRequestsLayer, each, from_discover,
+};
 
 /// How the tasks share the balancer.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +57,54 @@ fn main() {
             ours / fresh,
         );
     }
+    for n in [3, 100] {
+        let (kept, fresh) = two_threads(n);
+        println!(
+            "every layer, N = {n}: two threads do {kept:.2} times the requests of one; with a clone of one shared handle for each request {fresh:.2} times"
+        );
+    }
+}
+
+/// Returns how many times as many requests two threads send through every layer as one thread,
+/// with handles of their own, and with clones of one handle.
+fn two_threads(n: usize) -> (f64, f64) {
+    let endpoints = from_discover(ServiceList::new::<u64>(vec![Echo; n]));
+    let endpoints = each(PeakEwmaLayer::default()).layer(endpoints);
+    let endpoints = OutlierLayer::default().layer(endpoints);
+    let service = ServiceBuilder::new()
+        .layer(DeadlineLayer::new(Duration::from_secs(1)))
+        .layer(AdaptiveThrottleLayer::default())
+        .layer(LimitLayer::new(100))
+        .layer(FailoverLayer::new(Idempotent::all()))
+        .service(driven(n, endpoints, P2c::default()));
+    let runtime = tokio::runtime::Handle::current();
+    // One thread and two in turns, because cores are near one another at one time, and far apart at
+    // another.
+    let ratio = |handle| {
+        let rate = |threads| {
+            let barrier = Barrier::new(threads);
+            let send = || {
+                let _guard = runtime.enter();
+                let mut kept = service.clone();
+                barrier.wait();
+                let start = Instant::now();
+                for _ in 0..TURN {
+                    match handle {
+                        Handle::Kept => request(black_box(&mut kept)),
+                        Handle::FreshForEachRequest => request(&mut black_box(&service).clone()),
+                    };
+                }
+                f64::from(TURN) / start.elapsed().as_secs_f64()
+            };
+            thread::scope(|scope| {
+                let sending: Vec<_> = (0..threads).map(|_| scope.spawn(send)).collect();
+                let rates = sending.into_iter().map(|thread| thread.join());
+                rates.map(|rate| rate.expect("no panic")).sum::<f64>()
+            })
+        };
+        median((0..TURNS).map(|_| 1.0 / rate(1) * rate(2)).collect())
+    };
+    (ratio(Handle::Kept), ratio(Handle::FreshForEachRequest))
 }
 
 /// Returns the requests per second of 64 tasks.
@@ -92,6 +146,8 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
+const TURN: u32 = 50_000;
+const TURNS: usize = 41;
 const ROUNDS: usize = 5;
 const TIME: Duration = Duration::from_millis(400);
 const BATCH: u64 = 50;

@@ -172,6 +172,8 @@ pub mod policy;
 mod random;
 mod recycle;
 pub mod report;
+mod split_arc;
+mod thread_number;
 mod timer;
 mod tried;
 mod undecided;

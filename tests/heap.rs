@@ -56,16 +56,19 @@ fn request<S: Service<u64, Error: std::fmt::Debug>>(service: &mut S) {
     assert!(future.poll(cx).is_ready());
 }
 
-/// Sends the first requests of a handle. One of them may allocate the count for its clones.
+/// Sends the first requests of a handle. Each layer may then allocate a count for its clones.
 fn warm_up<S: Service<u64, Error: std::fmt::Debug>>(service: &mut S) {
     let first = measure(|| (0..32).for_each(|_| request(service)));
-    assert!(first.count_total <= 1, "{}", first.count_total);
+    assert!(first.count_total <= 2 * LAYERS, "{}", first.count_total);
 }
+
+/// The most layers here whose handles share something.
+const LAYERS: u64 = 3;
 
 /// Does the same with a handle that is cloned for each request.
 fn warm_up_clones<S: Service<u64, Error: std::fmt::Debug> + Clone>(service: &S) {
     let first = measure(|| (0..32).for_each(|_| request(&mut service.clone())));
-    assert!(first.count_total <= 1, "{}", first.count_total);
+    assert!(first.count_total <= 2 * LAYERS, "{}", first.count_total);
 }
 
 #[test]

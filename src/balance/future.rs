@@ -7,8 +7,8 @@ use std::{
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
-use super::{reserved::Selected, selection::Selection, shared::Shared, split_arc::Part};
-use crate::{endpoint::Address, error::NotChosen, policy::Policy, random::Rng};
+use super::{reserved::Selected, selection::Selection, shared::Shared};
+use crate::{endpoint::Address, error::NotChosen, policy::Policy, random::Rng, split_arc::Part};
 
 pin_project! {
     /// The response future of a [`Balance`](crate::Balance).

@@ -15,6 +15,7 @@ use tower::{Layer, Service};
 
 use super::{
     Balance,
+    arrivals::Arrivals,
     shared::{Availability, Config, InPanic, Shared, Snapshot, WhenEmpty},
 };
 use crate::{
@@ -78,6 +79,7 @@ fn loom_who_sees_a_version_finds_its_snapshot() {
                     members: Box::default(),
                     table: (),
                     availability: Availability::Empty(NoEndpoints::new()),
+                    arrivals: Arrivals::default(),
                 });
             }
         });

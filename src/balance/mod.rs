@@ -58,7 +58,6 @@ mod selection;
 mod service;
 mod shared;
 mod slow_start;
-mod split_arc;
 mod suspects;
 mod wait;
 mod warm_up;

@@ -12,7 +12,6 @@ use super::{
     reserved::{Reserved, Selected},
     selection::{Selection, first_choice},
     shared::Shared,
-    split_arc::SplitArc,
     watcher::{self, Watcher},
 };
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     metric::{Cost, InFlight},
     policy::Policy,
     random::Rng,
+    split_arc::SplitArc,
     tried::{CallExcluding, SendsElsewhere, Tried},
 };
 

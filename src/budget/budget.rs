@@ -1,11 +1,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    thread_number::thread_number,
     tokens::{SLOTS, TOKEN, Tokens},
     window::Window,
 };
-use crate::clock;
+use crate::{clock, thread_number::thread_number};
 
 /// Allows retries for a share of the requests, plus a minimum per second.
 ///
@@ -121,7 +120,7 @@ impl Budget {
     /// first.
     pub(crate) fn hedge(&self) -> bool {
         let hedges = &self.shared.hedges;
-        hedges.expire(clock::now_from, || 0);
+        hedges.expire(clock::now_from, || [0]);
         let with_this_one = (hedges.total() + 1) as f64;
         let is_paid = self.balance() - 1.0 >= with_this_one && self.withdraw();
         if is_paid {
@@ -204,7 +203,7 @@ impl BudgetBuilder {
             shared: Arc::new(BudgetState {
                 settings: self,
                 tokens: Tokens::new(reserve, deposit, ttl_nanos, now),
-                hedges: Window::new(0, ttl_nanos, SLOTS, now),
+                hedges: Window::new([0], ttl_nanos, SLOTS, now),
             }),
             deposits: Deposits::Counted,
         }

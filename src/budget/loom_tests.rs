@@ -55,17 +55,17 @@ fn loom_a_slot_that_ends_loses_nothing() {
 #[test]
 fn loom_a_window_is_turned_once() {
     model(|| {
-        let window = Arc::new(Window::new(0, 100, 10, 0));
+        let window = Arc::new(Window::new([0], 100, 10, 0));
         window.add(5);
         let other = window.clone();
         let thread = thread::spawn(move || {
-            other.expire(at(105), || 0);
+            other.expire(at(105), || [0]);
             other.add(2);
         });
-        window.expire(at(103), || 0);
+        window.expire(at(103), || [0]);
         window.add(1);
         thread.join().unwrap();
-        window.expire(at(105), || 0);
+        window.expire(at(105), || [0]);
         // The five have expired once. An amount that was added while the other thread turned the
         // window may be in the slot before.
         assert!((0..=3).contains(&window.total()), "{}", window.total());

@@ -9,7 +9,6 @@ mod allowance;
 mod budget;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
-mod thread_number;
 mod token_throttle;
 mod tokens;
 mod window;

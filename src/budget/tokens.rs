@@ -11,7 +11,7 @@ use crate::atomic::{AtomicI64, Relaxed};
 /// deposited. Until a slot of the window ends, the content of a purse is for its thread alone. Then
 /// it moves to `all`.
 pub(super) struct Tokens {
-    all: CachePadded<Window>,
+    all: Window,
     purses: Box<[CachePadded<Purse>]>,
     deposit: i64,
 }
@@ -29,7 +29,7 @@ impl Tokens {
     /// has [`TOKEN`] parts.
     pub(super) fn new(reserve: i64, deposit: i64, ttl_nanos: u64, now: u64) -> Self {
         Self {
-            all: CachePadded::new(Window::new(reserve, ttl_nanos, SLOTS, now)),
+            all: Window::new([reserve], ttl_nanos, SLOTS, now),
             purses: (0..PURSES)
                 .map(|_| CachePadded::new(Purse::new()))
                 .collect(),
@@ -100,7 +100,7 @@ impl Tokens {
     fn expire(&self, now_from: impl NowFrom) {
         self.all.expire(now_from, || {
             let purses = self.purses.iter();
-            purses.map(|purse| purse.take_all()).sum()
+            [purses.map(|purse| purse.take_all()).sum()]
         });
     }
 }

@@ -1,7 +1,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,6 +18,7 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Endpoint},
+    split_arc::Part,
     timer,
     tried::{CallExcluding, Tried},
 };
@@ -42,7 +42,7 @@ pin_project! {
         // Set only where needed: after a failed try, for a timed try, and if endpoints are left out
         // from the start.
         progress: Option<Box<Progress<S::Address>>>,
-        shared: Arc<FailoverState<S, P, Copier>>,
+        shared: Part<FailoverState<S, P, Copier>>,
     }
 }
 
@@ -80,7 +80,7 @@ where
         future: S::Future,
         trace: S::Trace,
         copy: Option<Req>,
-        shared: Arc<FailoverState<S, P, Copier>>,
+        shared: Part<FailoverState<S, P, Copier>>,
     ) -> Self {
         // Must come first: made between the state and the whole, it would cost one more copy of the
         // state.
@@ -99,7 +99,7 @@ where
         trace: S::Trace,
         tried: Tried<S::Address>,
         copy: Option<Req>,
-        shared: Arc<FailoverState<S, P, Copier>>,
+        shared: Part<FailoverState<S, P, Copier>>,
     ) -> Self {
         let mut this = Self::first(future, trace, copy, shared);
         this.progress.get_or_insert_with(Progress::new).tried = Some(tried);

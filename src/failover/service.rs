@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     endpoint::Endpoint,
+    split_arc::SplitArc,
     tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
@@ -18,14 +19,14 @@ use crate::{
 /// [`FailoverLayer`](super::FailoverLayer).
 pub struct Failover<S, P, Copier = ByClone> {
     service: S,
-    shared: Arc<FailoverState<S, P, Copier>>,
+    shared: SplitArc<FailoverState<S, P, Copier>>,
 }
 
 impl<S, P, Copier> Failover<S, P, Copier> {
     pub(super) fn new(service: S, shared: FailoverState<S, P, Copier>) -> Self {
         Self {
             service,
-            shared: Arc::new(shared),
+            shared: SplitArc::new(Arc::new(shared)),
         }
     }
 }
@@ -51,7 +52,7 @@ where
         let copy = self.shared.copy.copy(&request);
         let trace = self.service.trace();
         let future = self.service.call(request);
-        FailoverFuture::first(future, trace, copy, self.shared.clone())
+        FailoverFuture::first(future, trace, copy, self.shared.lend())
     }
 }
 
@@ -79,7 +80,7 @@ where
         let copy = self.shared.copy.copy(&request);
         let trace = self.service.trace();
         let future = self.service.call_excluding(request, tried);
-        FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.clone())
+        FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.lend())
     }
 
     fn has_other(&self, tried: &Tried<S::Address>) -> bool {
@@ -92,7 +93,7 @@ impl<S: Clone, P, Copier> Clone for Failover<S, P, Copier> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            shared: self.shared.clone(),
+            shared: self.shared.share().0,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     error::Throttled,
     outcome::{Classify, ErrorsAreFailures, Outcome},
     random::{Rng, entropy},
+    split_arc::{Part, SplitArc},
     tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
@@ -66,14 +67,14 @@ pub struct AdaptiveThrottleLayer<K = ErrorsAreFailures> {
 pub struct AdaptiveThrottle<S, K = ErrorsAreFailures> {
     service: S,
     classify: K,
-    shared: Arc<ThrottleState>,
+    shared: SplitArc<ThrottleState>,
     rng: Rng,
 }
 
 struct ThrottleState {
     k: f64,
-    requests: Window,
-    accepts: Window,
+    /// The requests and the accepts.
+    counts: Window<2>,
     /// When a request is let through that would be rejected, unless another one is sent before. In
     /// ns.
     trial_at: AtomicU64,
@@ -96,7 +97,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, K> {
-        Sent { #[pin] future: F, classify: K, shared: Arc<ThrottleState> },
+        Sent { #[pin] future: F, classify: K, shared: Part<ThrottleState> },
         Rejected { error: Throttled },
     }
 }
@@ -186,14 +187,13 @@ impl<S, K: Clone> Layer<S> for AdaptiveThrottleLayer<K> {
         AdaptiveThrottle {
             service,
             classify: self.classify.clone(),
-            shared: Arc::new(ThrottleState {
+            shared: SplitArc::new(Arc::new(ThrottleState {
                 k: self.k,
-                requests: Window::new(0, window, SLOTS, now),
-                accepts: Window::new(0, window, SLOTS, now),
+                counts: Window::new([0; 2], window, SLOTS, now),
                 trial_at: AtomicU64::new(0),
                 seed,
                 handles: AtomicU64::new(0),
-            }),
+            })),
             rng: Rng::new(seed, 0),
         }
     }
@@ -202,13 +202,8 @@ impl<S, K: Clone> Layer<S> for AdaptiveThrottleLayer<K> {
 impl ThrottleState {
     /// Returns the current probability of rejection.
     fn probability(&self) -> f64 {
-        // One reading for both, so that both totals are of the same time.
-        if let Some(now) = now_from(self.requests.ends().min(self.accepts.ends())) {
-            let at = |from| (now >= from).then_some(now);
-            self.requests.expire(at, || 0);
-            self.accepts.expire(at, || 0);
-        }
-        let (requests, accepts) = (self.requests.total() as f64, self.accepts.total() as f64);
+        self.counts.expire(now_from, || [0; 2]);
+        let [requests, accepts] = self.counts.totals().map(|total| total as f64);
         let probability = (requests - self.k * accepts) / (requests + 1.0);
         probability.clamp(0.0, 1.0)
     }
@@ -269,10 +264,10 @@ impl<S, K: Clone> AdaptiveThrottle<S, K> {
             State::Sent {
                 future: call(&mut self.service),
                 classify: self.classify.clone(),
-                shared: self.shared.clone(),
+                shared: self.shared.lend(),
             }
         } else {
-            self.shared.requests.add(1);
+            self.shared.counts.add_to(REQUESTS, 1);
             let error = Throttled::new(probability);
             State::Rejected { error }
         };
@@ -330,9 +325,9 @@ where
                 // Before the request: of a healthy backend, no thread ever sees more requests than
                 // accepts.
                 if classify.classify(answer.as_ref()) != Outcome::Failure {
-                    shared.accepts.add(1);
+                    shared.counts.add_to(ACCEPTS, 1);
                 }
-                shared.requests.add(1);
+                shared.counts.add_to(REQUESTS, 1);
                 Poll::Ready(answer.map_err(Into::into))
             }
         }
@@ -348,7 +343,7 @@ impl<S: Clone, K: Clone> Clone for AdaptiveThrottle<S, K> {
             service: self.service.clone(),
             classify: self.classify.clone(),
             rng: Rng::new(self.shared.seed, handle),
-            shared: self.shared.clone(),
+            shared: self.shared.share().0,
         }
     }
 }
@@ -370,6 +365,9 @@ impl<F, K> fmt::Debug for ThrottleFuture<F, K> {
             .finish_non_exhaustive()
     }
 }
+
+const REQUESTS: usize = 0;
+const ACCEPTS: usize = 1;
 
 /// The counts are exact to a hundredth of the window. With fewer slots, backends that accept so
 /// many requests in each second would be throttled for too little.

@@ -15,6 +15,7 @@ use crate::{
     endpoint::Endpoint,
     error::LimitReached,
     metric::InFlight,
+    split_arc::{Part, SplitArc},
     tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
@@ -41,7 +42,7 @@ pub struct LimitLayer {
 /// A service that takes a limited number of requests at once; see [`LimitLayer`].
 pub struct Limit<S> {
     service: S,
-    shared: Arc<LimitState>,
+    shared: SplitArc<LimitState>,
 }
 
 #[derive(Debug)]
@@ -73,7 +74,7 @@ pin_project! {
 }
 
 #[derive(Debug)]
-struct Permit(Arc<LimitState>);
+struct Permit(Part<LimitState>);
 
 impl LimitLayer {
     /// Takes at most `max` requests at once; 0 rejects all.
@@ -97,21 +98,22 @@ impl<S> Layer<S> for LimitLayer {
         let limit = LimitReached::new(self.max, self.name.clone());
         Limit {
             service,
-            shared: Arc::new(LimitState {
+            shared: SplitArc::new(Arc::new(LimitState {
                 in_flight: AtomicUsize::new(0),
                 limit,
-            }),
+            })),
         }
     }
 }
 
 impl LimitState {
-    fn acquire(self: &Arc<Self>) -> Option<Permit> {
+    /// Counts a request if there is room. Returns whether there is.
+    fn admits(&self) -> bool {
         // Relaxed: one number that publishes nothing.
         let admitted = self.in_flight.fetch_update(Relaxed, Relaxed, |in_flight| {
             (in_flight < self.limit.max()).then(|| in_flight + 1)
         });
-        admitted.is_ok().then(|| Permit(self.clone()))
+        admitted.is_ok()
     }
 }
 
@@ -134,12 +136,14 @@ where
 
 impl<S> Limit<S> {
     fn send<F>(&mut self, call: impl FnOnce(&mut S) -> F) -> LimitFuture<F> {
-        let state = match self.shared.acquire() {
-            Some(permit) => State::Sent {
-                future: call(&mut self.service),
-                permit: Some(permit),
-            },
-            None => State::Rejected {
+        let state = match self.shared.admits() {
+            true => {
+                // Made before the call, so that a call that panics makes room again.
+                let permit = Some(Permit(self.shared.lend()));
+                let future = call(&mut self.service);
+                State::Sent { future, permit }
+            }
+            false => State::Rejected {
                 error: self.shared.limit.clone(),
             },
         };
@@ -215,7 +219,7 @@ impl<S: Clone> Clone for Limit<S> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            shared: self.shared.clone(),
+            shared: self.shared.share().0,
         }
     }
 }

@@ -1,7 +1,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,6 +21,7 @@ use crate::{
         rest::rest,
     },
     random::{Rng, entropy},
+    split_arc::Part,
     timer,
     tried::{CallExcluding, Tried},
 };
@@ -40,7 +40,7 @@ pin_project! {
         first: First<S::Future>,
         // Boxed, because futures are moved up the stack, and a copy of a request is large.
         tries: Box<Tries<S, Req>>,
-        shared: Arc<HedgeState<S, P, Copier>>,
+        shared: Part<HedgeState<S, P, Copier>>,
     }
 }
 
@@ -124,7 +124,7 @@ where
         tried: Tried<S::Address>,
         known: usize,
         copy: Option<Req>,
-        shared: Arc<HedgeState<S, P, Copier>>,
+        shared: Part<HedgeState<S, P, Copier>>,
     ) -> Self {
         let tries = Box::new(Tries {
             second: match copy {

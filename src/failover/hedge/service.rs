@@ -10,20 +10,21 @@ use super::{future::HedgeFuture, state::HedgeState};
 use crate::{
     endpoint::Endpoint,
     failover::{ByClone, CopyRequest, RetryPolicy},
+    split_arc::SplitArc,
     tried::{CallExcluding, SendsElsewhere, Tried},
 };
 
 /// A service that sends slow requests twice; see [`HedgeLayer`](super::HedgeLayer).
 pub struct Hedge<S, P, Copier = ByClone> {
     service: S,
-    shared: Arc<HedgeState<S, P, Copier>>,
+    shared: SplitArc<HedgeState<S, P, Copier>>,
 }
 
 impl<S, P, Copier> Hedge<S, P, Copier> {
     pub(super) fn new(service: S, shared: HedgeState<S, P, Copier>) -> Self {
         Self {
             service,
-            shared: Arc::new(shared),
+            shared: SplitArc::new(Arc::new(shared)),
         }
     }
 }
@@ -80,7 +81,7 @@ where
             tried.clone(),
             known,
             copy.flatten(),
-            self.shared.clone(),
+            self.shared.lend(),
         )
     }
 
@@ -94,7 +95,7 @@ impl<S: Clone, P, Copier> Clone for Hedge<S, P, Copier> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            shared: self.shared.clone(),
+            shared: self.shared.share().0,
         }
     }
 }

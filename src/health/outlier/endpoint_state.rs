@@ -155,7 +155,7 @@ impl<A: Address> EndpointState<A> {
         self.count(&self.breaker(), now);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(tower_lb_loom)))]
     pub(super) fn view(&self, now: Instant) -> crate::endpoint::BreakerView {
         self.breaker().view(now)
     }

@@ -1,3 +1,5 @@
+//! Small numbers for threads, for what each thread keeps apart.
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Returns this thread's number, which no other living thread has.
@@ -5,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// The numbers of ended threads are used again, so they stay small. A thread that is ending has no
 /// number: `usize::MAX`.
 #[inline]
-pub(super) fn thread_number() -> usize {
+pub(crate) fn thread_number() -> usize {
     thread_local! {
         static NUMBER: Number = Number::take();
     }
