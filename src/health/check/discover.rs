@@ -155,7 +155,7 @@ where
                 };
                 let (watched, has_traffic) = this.traffic.watch(service);
                 schedule.insert(endpoint.clone(), checked, has_traffic);
-                // The first check is due at once.
+                // The first check may be due at once.
                 self.poll_checks(cx);
                 Change::Insert(endpoint, watched)
             }

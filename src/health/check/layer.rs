@@ -67,6 +67,7 @@ impl<Check> HealthCheckLayer<Check> {
                 edge_interval: None,
                 timeout: Duration::from_secs(1),
                 jitter: Duration::from_secs(1),
+                initial_jitter: None,
                 failures: 3,
                 successes: 2,
                 concurrency: None,
@@ -145,6 +146,18 @@ impl<Check, T> HealthCheckLayer<Check, T> {
     #[must_use]
     pub const fn jitter(mut self, jitter: Duration) -> Self {
         self.settings.jitter = jitter;
+        self
+    }
+
+    /// Sets within which time an endpoint's first check starts, at random. Default: the interval,
+    /// or at once where callers [wait for it](Self::until_first_check).
+    ///
+    /// Checks that start together stay near one another for many intervals, and so would the checks
+    /// of all clients that hear of a new endpoint. With zero, an endpoint that is broken from the
+    /// start is found sooner.
+    #[must_use]
+    pub const fn initial_jitter(mut self, jitter: Duration) -> Self {
+        self.settings.initial_jitter = Some(jitter);
         self
     }
 

@@ -134,7 +134,8 @@ impl<A: Address, S> Schedule<A, S> {
             },
         };
         let (id, _) = self.endpoints.insert(endpoint, checked);
-        self.due.push(Instant::now(), id);
+        let pause = random_part(self.settings.initial_jitter(), &mut self.rng);
+        self.due.push(later(Instant::now(), pause), id);
     }
 
     pub(super) fn remove(&mut self, endpoint: &Endpoint<A>) {

@@ -7,6 +7,8 @@ pub(super) struct CheckSettings {
     pub(super) edge_interval: Option<Duration>,
     pub(super) timeout: Duration,
     pub(super) jitter: Duration,
+    /// `None`: the interval, or nothing where callers wait for the first checks.
+    pub(super) initial_jitter: Option<Duration>,
     pub(super) failures: u32,
     pub(super) successes: u32,
     /// `None`: as many as are needed.
@@ -19,7 +21,7 @@ impl CheckSettings {
     /// Returns how many checks of `endpoints` may run at once.
     ///
     /// If all exceed the timeout, `endpoints * timeout / interval` run at a time on average. Twice
-    /// as many may: the first checks are all due at once, and checks that are late catch up.
+    /// as many may, so that checks that are late catch up.
     pub(super) fn concurrency(&self, endpoints: usize) -> usize {
         self.concurrency.unwrap_or_else(|| {
             let shortest = self
@@ -27,6 +29,14 @@ impl CheckSettings {
                 .map_or(self.interval, |edge| edge.min(self.interval));
             let needed = 2.0 * endpoints as f64 * self.timeout.div_duration_f64(shortest);
             (needed as usize).clamp(FEW, endpoints.max(FEW))
+        })
+    }
+
+    /// Returns within which time an endpoint's first check starts.
+    pub(super) fn initial_jitter(&self) -> Duration {
+        self.initial_jitter.unwrap_or(match self.until_first_check {
+            UntilFirstCheck::Available => self.interval,
+            UntilFirstCheck::Unhealthy => Duration::ZERO,
         })
     }
 }

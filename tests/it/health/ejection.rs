@@ -248,7 +248,8 @@ async fn a_replaced_service_starts_anew() {
         }
     });
     let discover = from_discover(tokio_stream::wrappers::UnboundedReceiverStream::new(rx));
-    let discover = checks.unhealthy_after(1).layer(heartbeats.layer(discover));
+    let checks = checks.unhealthy_after(1).initial_jitter(Duration::ZERO);
+    let discover = checks.layer(heartbeats.layer(discover));
     let discover = OutlierLayer::default().layer(discover);
     let mut balance: Balance<_, Watched, (), usize> = Balance::new(discover, RoundRobin::seeded(1));
     insert(0);
