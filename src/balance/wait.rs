@@ -373,6 +373,14 @@ impl<S, Req, A> Wait<S, Req, A> {
         if self.is_exact {
             return ControlFlow::Continue(Left::Nobody);
         }
+        if most > 1 && most != usize::MAX {
+            let candidates = self.candidates(snapshot);
+            let pick = &mut PickContext::new(request, rng);
+            let choices = policy.choices(&snapshot.table, candidates, pick, most);
+            if let Some(choices) = choices {
+                return self.ask_each(choices, most, snapshot, cx);
+            }
+        }
         for _ in 0..most {
             let candidates = self.candidates(snapshot);
             let pick = &mut PickContext::new(request, rng);
@@ -412,6 +420,31 @@ impl<S, Req, A> Wait<S, Req, A> {
             }
         }
         ControlFlow::Continue(Left::Others)
+    }
+
+    /// Asks the chosen members, one after the other, until one is ready.
+    fn ask_each<T>(
+        &mut self,
+        choices: Vec<usize>,
+        most: usize,
+        snapshot: &Snapshot<A, S, T>,
+        cx: &mut Context<'_>,
+    ) -> ControlFlow<Selected<S>, Left>
+    where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>> + Clone,
+    {
+        let left = match choices.len() < most {
+            true => Left::Nobody,
+            false => Left::Others,
+        };
+        for position in choices {
+            if self.candidates(snapshot).contains(position) {
+                let wish = Wish::new(snapshot.members[position].id, Choice::Member(position));
+                self.ask(snapshot, position, wish, cx)?;
+            }
+        }
+        ControlFlow::Continue(left)
     }
 
     /// Asks one member.

@@ -47,6 +47,19 @@ pub trait Lookup: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
         }
         None
     }
+
+    /// Finds the first positions in the key's own order that are accepted, if that is cheaper than
+    /// to find one after the other.
+    #[doc(hidden)]
+    fn find_first(
+        &self,
+        hash: u64,
+        most: usize,
+        accept: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<usize>> {
+        let _ = (hash, most, accept);
+        None
+    }
 }
 
 /// Maps hashes to the members of one snapshot.
@@ -171,6 +184,21 @@ impl<T: Lookup> HashTable<T> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.candidates().next().is_none()
+    }
+
+    /// Finds the first accepted positions in the key's own order, if that is cheaper than to find
+    /// one after the other, and if there are `most` of them.
+    pub(super) fn find_first(
+        &self,
+        hash: u64,
+        most: usize,
+        mut accept: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<usize>> {
+        let set_aside = self.members.set_aside();
+        let accept = |position| !set_aside.contains(position) && accept(position);
+        // Members without a share come last, and only `find` knows them.
+        let found = self.lookup.find_first(hash, most, accept)?;
+        (found.len() == most).then_some(found)
     }
 
     /// Finds the first position in the key's own order that is accepted.

@@ -263,6 +263,17 @@ where
         true
     }
 
+    fn choices(
+        &self,
+        table: &Self::Table,
+        candidates: Candidates<'_, A, S>,
+        cx: &mut PickContext<'_, Req>,
+        most: usize,
+    ) -> Option<Vec<usize>> {
+        let hash = self.hash(cx).ok()?;
+        table.find_first(hash, most, |position| candidates.contains(position))
+    }
+
     fn hash_of(&self, cx: &mut PickContext<'_, Req>) -> Option<u64> {
         self.key_hash(cx.request()?)
     }

@@ -123,4 +123,26 @@ impl Lookup for RendezvousTable {
         let (_, number) = self.best(hash, None, accept)?;
         Some(self.members[number].position as usize)
     }
+
+    /// Looks once at each member: **O(n)**, and **O(most)** for each that is among the best so far.
+    fn find_first(
+        &self,
+        hash: u64,
+        most: usize,
+        mut accept: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<usize>> {
+        // The best first. Of equal scores, the lower number comes first.
+        let mut best: Vec<(f64, usize)> = Vec::with_capacity(most + 1);
+        for member in &self.members {
+            let score = self.score(member, hash);
+            let is_better = best.len() < most || best.last().is_some_and(|last| score > last.0);
+            let position = member.position as usize;
+            if is_better && accept(position) {
+                let before = best.partition_point(|&(other, _)| other >= score);
+                best.insert(before, (score, position));
+                best.truncate(most);
+            }
+        }
+        Some(best.into_iter().map(|(_, position)| position).collect())
+    }
 }

@@ -95,6 +95,21 @@ pub trait Policy<A, S, Req>: Send + Sync + 'static {
         false
     }
 
+    /// Returns the next `most` choices in their order, if that is cheaper than as many picks.
+    ///
+    /// Asked when a chosen member is not ready. Fewer than `most` mean that no other member suits.
+    /// Default: `None`, and [`pick`](Self::pick) is called for each.
+    fn choices(
+        &self,
+        table: &Self::Table,
+        candidates: Candidates<'_, A, S>,
+        cx: &mut PickContext<'_, Req>,
+        most: usize,
+    ) -> Option<Vec<usize>> {
+        let _ = (table, candidates, cx, most);
+        None
+    }
+
     /// Returns the hash that the request is placed by, for a policy that wraps this one.
     ///
     /// Default: `None`. Also `None` while the request is not known, or if it has no key.

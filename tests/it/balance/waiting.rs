@@ -180,3 +180,40 @@ async fn an_excluded_endpoint_is_left_for_a_newcomer() {
     all.servers[2].allow(1);
     assert_eq!(answer.await.unwrap(), 2);
 }
+
+/// The queues are those of the first members in the key's own order.
+#[tokio::test(start_paused = true)]
+async fn a_request_with_a_key_waits_for_the_first_in_the_keys_order() {
+    macro_rules! check {
+        ($policy:ident, $weight:expr) => {
+            let servers = answering(100);
+            servers.iter().for_each(|server| server.allow(0));
+            let weighted = (0..100).map(|i| (i, $weight(i)));
+            let mut balance = ServiceBuilder::new()
+                .layer(BalanceLayer::new($policy::by_key(hash::owned(
+                    |request: &u64| Some(request.to_le_bytes()),
+                ))))
+                .layer(fixed(weighted))
+                .service(factory(&servers));
+            settle().await;
+            let own = servers[0].clients();
+            for key in 0..20_u64 {
+                let mut answer = tokio_test::task::spawn(balance.call(key));
+                tokio_test::assert_pending!(answer.poll());
+                let is_queue = |server: &usize| servers[*server].clients() > own;
+                let queues: Vec<_> = (0..100).filter(is_queue).collect();
+                let mut first: Vec<_> = balance.with_table(|members, table| {
+                    let first = table.replicas(&key.to_le_bytes(), 16);
+                    first.map(|at| *members[at].endpoint().address()).collect()
+                });
+                first.sort_unstable();
+                assert_eq!(queues, first, "{} {key}", stringify!($policy));
+            }
+        };
+    }
+    for weight in [|_| 1, |i| 1 + i as u32 % 4] {
+        check!(RingHash, weight);
+        check!(Maglev, weight);
+        check!(Rendezvous, weight);
+    }
+}
