@@ -43,20 +43,11 @@ pub trait CallExcluding<Req>: Service<Req> + SendsElsewhere {
     /// The type of the endpoints' addresses.
     type Address: Address;
 
-    /// Helps [`called`](Self::called) to find the endpoint of a call; costs nothing to make.
-    type Trace: Default;
-
-    /// Returns the trace of the next [`call`](Service::call) or
-    /// [`call_excluding`](Self::call_excluding).
-    ///
-    /// Ask for it right before that call, when the service is ready.
-    fn trace(&self) -> Self::Trace;
-
     /// Returns the endpoints that a call has been sent to.
     ///
     /// None while no endpoint is chosen, one as a rule, and several where the service tries again.
     /// `future` is the future that the call returned. It may have completed.
-    fn called(&self, future: &Self::Future, trace: &Self::Trace) -> Vec<Endpoint<Self::Address>>;
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<Self::Address>>;
 
     /// Sends the request to an endpoint that is not in `tried`, if one is available.
     ///

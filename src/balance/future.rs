@@ -41,14 +41,8 @@ pin_project! {
         Unsent {
             unsent: Box<Unsent<P, S, Req, A>>,
         },
-        /// Waits for the member that `poll_ready` reserved.
+        /// Waits for the answer of the member with this id.
         Called {
-            #[pin]
-            future: S::Future,
-        },
-        /// Waits for the member that was chosen when the request was known.
-        // One variant for both would make every request carry the id: 5 instructions more.
-        Chosen {
             #[pin]
             future: S::Future,
             member: u64,
@@ -77,15 +71,10 @@ where
     P: Policy<A, S, Req>,
     S: Service<Req>,
 {
-    pub(super) const fn called(future: S::Future) -> Self {
+    #[inline]
+    pub(super) const fn called(future: S::Future, member: u64) -> Self {
         Self {
-            state: State::Called { future },
-        }
-    }
-
-    pub(super) const fn chosen(future: S::Future, member: u64) -> Self {
-        Self {
-            state: State::Chosen { future, member },
+            state: State::Called { future, member },
         }
     }
 
@@ -112,11 +101,10 @@ where
         }
     }
 
-    /// Returns the id of the called member, which is `reserved` if the reserved one was called.
-    pub(super) const fn member(&self, reserved: Option<u64>) -> Option<u64> {
+    /// Returns the id of the called member.
+    pub(super) const fn member(&self) -> Option<u64> {
         match self.state {
-            State::Called { .. } => reserved,
-            State::Chosen { member, .. } => Some(member),
+            State::Called { member, .. } => Some(member),
             State::Unsent { .. } => None,
         }
     }
@@ -140,9 +128,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         match state.as_mut().project() {
-            StateProj::Called { future } | StateProj::Chosen { future, .. } => {
-                future.poll(cx).map_err(Into::into)
-            }
+            StateProj::Called { future, .. } => future.poll(cx).map_err(Into::into),
             StateProj::Unsent { .. } => state.poll_unsent(cx),
         }
     }
@@ -164,9 +150,7 @@ where
         let chosen = ready!(self.as_mut().poll_select(cx))?;
         self.set(chosen);
         match self.project() {
-            StateProj::Called { future } | StateProj::Chosen { future, .. } => {
-                future.poll(cx).map_err(Into::into)
-            }
+            StateProj::Called { future, .. } => future.poll(cx).map_err(Into::into),
             StateProj::Unsent { .. } => Poll::Pending,
         }
     }
@@ -189,7 +173,7 @@ where
                     (Selected::Reserved(mut reserved), Some(request)) => {
                         let future = reserved.service.call(request);
                         let member = reserved.wish.id();
-                        return Poll::Ready(Ok(Self::Chosen { future, member }));
+                        return Poll::Ready(Ok(Self::Called { future, member }));
                     }
                     (Selected::Failed { error, .. }, _) => Some(error),
                     _ => Some(NotChosen.into()),
@@ -213,7 +197,7 @@ where
                 Unsent::Selecting { .. } => "selecting",
                 Unsent::Failed { .. } => "failed",
             },
-            State::Called { .. } | State::Chosen { .. } => "called",
+            State::Called { .. } => "called",
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)

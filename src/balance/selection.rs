@@ -160,7 +160,7 @@ impl<S, Req, A> Selection<S, Req, A> {
 ///
 /// Returns whether the policy needs the request.
 // An enum of three would be a clearer result, but costs 6 instructions of 216 a request.
-#[inline]
+#[inline(always)]
 pub(super) fn first_choice<A, S, Req, P>(
     shared: &Shared<A, S, P, P::Table>,
     rng: &mut Rng,

@@ -221,8 +221,9 @@ where
         match &mut self.reserved {
             Some(reserved) if reserved.holds(&self.shared) => {
                 let future = reserved.service.call(request);
+                let member = reserved.wish.id();
                 self.reserved = None;
-                ResponseFuture::called(future)
+                ResponseFuture::called(future, member)
             }
             _ => self.call_unreserved(request),
         }
@@ -276,7 +277,8 @@ where
             let endpoint = self.shared.endpoint(reserved.wish.id());
             if let Some(endpoint) = endpoint.filter(|endpoint| !tried.list().contains(endpoint)) {
                 tried.insert(endpoint);
-                return ResponseFuture::called(reserved.service.call(request));
+                let member = reserved.wish.id();
+                return ResponseFuture::called(reserved.service.call(request), member);
             }
         }
         let selection = Selection::excluding(&self.shared, tried.clone());
@@ -322,7 +324,7 @@ where
             {
                 Poll::Ready(Ok(())) => {
                     let future = reserved.service.call(request);
-                    return ResponseFuture::chosen(future, reserved.wish.id());
+                    return ResponseFuture::called(future, reserved.wish.id());
                 }
                 unready => selection.pass_over(&self.shared, reserved, unready),
             }
@@ -352,16 +354,9 @@ where
     A: Address,
 {
     type Address = A;
-    /// The id of the reserved member.
-    type Trace = Option<u64>;
 
-    #[inline(always)]
-    fn trace(&self) -> Option<u64> {
-        self.reserved.as_ref().map(|reserved| reserved.wish.id())
-    }
-
-    fn called(&self, future: &Self::Future, reserved: &Option<u64>) -> Vec<Endpoint<A>> {
-        let member = future.member(*reserved);
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<A>> {
+        let member = future.member();
         let endpoint = member.and_then(|id| self.shared.endpoint(id));
         endpoint.into_iter().collect()
     }

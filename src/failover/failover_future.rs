@@ -38,7 +38,6 @@ pin_project! {
         state: State<S, Req, S::Future>,
         // Further copies are made from this one. `None` if the request cannot be sent again.
         copy: Option<Req>,
-        trace: S::Trace,
         // Set only where needed: after a failed try, for a timed try, and if endpoints are left out
         // from the start.
         progress: Option<Box<Progress<S::Address>>>,
@@ -78,7 +77,6 @@ where
     #[inline(always)]
     pub(super) fn first(
         future: S::Future,
-        trace: S::Trace,
         copy: Option<Req>,
         shared: Part<FailoverState<S, P, Copier>>,
     ) -> Self {
@@ -88,7 +86,6 @@ where
         Self {
             state: State::Trying { future },
             copy,
-            trace,
             progress,
             shared,
         }
@@ -96,12 +93,11 @@ where
 
     pub(super) fn excluding(
         future: S::Future,
-        trace: S::Trace,
         tried: Tried<S::Address>,
         copy: Option<Req>,
         shared: Part<FailoverState<S, P, Copier>>,
     ) -> Self {
-        let mut this = Self::first(future, trace, copy, shared);
+        let mut this = Self::first(future, copy, shared);
         this.progress.get_or_insert_with(Progress::new).tried = Some(tried);
         this
     }
@@ -113,7 +109,7 @@ where
             .as_ref()
             .map_or_else(Vec::new, |p| p.called.clone());
         if let State::Trying { future } = &self.state {
-            called.extend(self.shared.service.called(future, &self.trace));
+            called.extend(self.shared.service.called(future));
         }
         called
     }
@@ -153,7 +149,7 @@ where
                 .ok()
                 .and_then(|r| this.shared.policy.rest(r));
             if let Some(time) = asked {
-                let called = this.shared.service.called(&future, this.trace);
+                let called = this.shared.service.called(&future);
                 if let Some(endpoint) = called.last() {
                     rest(
                         &this.shared.service,
@@ -224,7 +220,6 @@ where
                     let (Some(request), Some(tried)) = (request.take(), tried) else {
                         unreachable!("a further try has a request, and another before it");
                     };
-                    *this.trace = service.trace();
                     let future = service.call_excluding(*request, tried);
                     this.state.set(State::Trying { future });
                     return Poll::Ready(Ok(()));
@@ -259,7 +254,7 @@ where
         // 1. Find out where the try went.
         let progress = this.progress.get_or_insert_with(Progress::new);
         let called = match this.state.as_mut().project() {
-            StateProj::Trying { future } => shared.service.called(&future, this.trace),
+            StateProj::Trying { future } => shared.service.called(&future),
             _ => Vec::new(),
         };
         let (endpoint, repeated) = progress.take_in(called);

@@ -50,9 +50,8 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         self.shared.allowance.first_try();
         let copy = self.shared.copy.copy(&request);
-        let trace = self.service.trace();
         let future = self.service.call(request);
-        FailoverFuture::first(future, trace, copy, self.shared.lend())
+        FailoverFuture::first(future, copy, self.shared.lend())
     }
 }
 
@@ -65,11 +64,8 @@ where
     Copier: CopyRequest<Req>,
 {
     type Address = S::Address;
-    type Trace = ();
 
-    fn trace(&self) {}
-
-    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<S::Address>> {
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<S::Address>> {
         future.called()
     }
 
@@ -78,9 +74,8 @@ where
             self.shared.allowance.first_try();
         }
         let copy = self.shared.copy.copy(&request);
-        let trace = self.service.trace();
         let future = self.service.call_excluding(request, tried);
-        FailoverFuture::excluding(future, trace, tried.clone(), copy, self.shared.lend())
+        FailoverFuture::excluding(future, tried.clone(), copy, self.shared.lend())
     }
 
     fn has_other(&self, tried: &Tried<S::Address>) -> bool {

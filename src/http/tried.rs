@@ -135,11 +135,8 @@ where
     A: Address,
 {
     type Address = A;
-    type Trace = ();
 
-    fn trace(&self) {}
-
-    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<A>> {
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<A>> {
         let tried = future.tried.list();
         tried.get(future.known..).unwrap_or_default().to_vec()
     }

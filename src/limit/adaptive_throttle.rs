@@ -283,15 +283,10 @@ where
     K: Classify<S::Response, S::Error> + Clone,
 {
     type Address = S::Address;
-    type Trace = S::Trace;
 
-    fn trace(&self) -> S::Trace {
-        self.service.trace()
-    }
-
-    fn called(&self, future: &Self::Future, trace: &S::Trace) -> Vec<Endpoint<S::Address>> {
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<S::Address>> {
         match &future.state {
-            State::Sent { future, .. } => self.service.called(future, trace),
+            State::Sent { future, .. } => self.service.called(future),
             State::Rejected { .. } => Vec::new(),
         }
     }

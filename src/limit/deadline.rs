@@ -265,15 +265,10 @@ where
     S: CallExcluding<Req, Error: Into<BoxError>>,
 {
     type Address = S::Address;
-    type Trace = S::Trace;
 
-    fn trace(&self) -> S::Trace {
-        self.service.trace()
-    }
-
-    fn called(&self, future: &Self::Future, trace: &S::Trace) -> Vec<Endpoint<S::Address>> {
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<S::Address>> {
         let sent = future.future.as_ref();
-        sent.map_or_else(Vec::new, |future| self.service.called(future, trace))
+        sent.map_or_else(Vec::new, |future| self.service.called(future))
     }
 
     fn call_excluding(&mut self, request: Req, tried: &Tried<S::Address>) -> Self::Future {

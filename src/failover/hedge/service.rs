@@ -58,11 +58,8 @@ where
     Copier: CopyRequest<Req>,
 {
     type Address = S::Address;
-    type Trace = ();
 
-    fn trace(&self) {}
-
-    fn called(&self, future: &Self::Future, (): &()) -> Vec<Endpoint<S::Address>> {
+    fn called(&self, future: &Self::Future) -> Vec<Endpoint<S::Address>> {
         future.called()
     }
 
