@@ -10,11 +10,17 @@
 //! With a policy that needs no request, `poll_ready` chooses a member, clones its service and
 //! drives that clone to ready. Ready means that the request goes out at once, so `LoadShed` and
 //! `ConcurrencyLimit` work above a balancer. Capacity is reserved only on the chosen member. If
-//! that member is not ready, another one that is ready takes its place. If none is ready, every
-//! polled member may wake the caller, and so may a new snapshot.
+//! that member is not ready, another one that is ready takes its place.
+//!
+//! If none is ready, the caller has looked once at all members. It stays in the queues of up to
+//! sixteen of them, which are the first that the policy chooses. Any of these may wake it. After a
+//! new snapshot it looks at the members that have joined or are available again, and not at the
+//! others. So a waiting caller costs the same in a set of any size. A member outside its queues
+//! that becomes ready takes the request of the next caller.
 //!
 //! With a policy that needs the request (hashing), `poll_ready` is ready at once while there is
-//! something to choose from. The response future then chooses the member and drives it to ready.
+//! something to choose from. `call` then chooses the member and sends the request if the member is
+//! ready. If it is not, the response future waits as above.
 //!
 //! A member that leaves the set while a request waits for it, or has it reserved, is let go of: the
 //! policy is asked for another one, and the caller sees no error.
@@ -28,7 +34,7 @@
 //! | a panic: all are ejected or unhealthy, or more than [`panic_threshold`](BalanceLayer::panic_threshold) allows | chooses among all that are not draining (fails open) | goes to the chosen one |
 //! | the same, with [`fail_closed`](BalanceLayer::fail_closed) | ready | [`Unavailable`](crate::Unavailable) |
 //! | every member's `poll_ready` failed | ready | [`NotReady`](crate::NotReady) |
-//! | some failed, the others are not ready | waits for the others; tries the failed ones again whenever it is polled | |
+//! | some failed, the others are not ready | waits for the others; tries up to sixteen of the failed ones again whenever it is polled | |
 //! | the first health checks are waited for, and nobody else is available | waits | waits |
 //!
 //! `poll_ready` itself never fails. A wait has no end of its own: put a

@@ -33,8 +33,9 @@ use crate::{
 ///
 /// A handle that has made its call, or has not been polled yet, keeps nothing alive but the
 /// balancer itself. A handle whose `poll_ready` was ready keeps the service that it has reserved
-/// until the call. A handle that was told to wait keeps its places in the queues of the members
-/// that were not ready, and may be given their capacity. Poll such a handle again, or drop it.
+/// until the call. A handle that was told to wait keeps its places in the queues of up to sixteen
+/// members that were not ready, and may be given their capacity. Poll such a handle again, or drop
+/// it.
 ///
 /// Cost of a request: the policy's pick and one clone of the member's service. No allocation, no
 /// lock. So a service should be cheap to clone: one pointer, not several as in hyper-util's client.

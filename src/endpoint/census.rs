@@ -94,7 +94,9 @@ impl Counts {
 impl Entries {
     /// Adds an entry under a number that no other entry has.
     pub(super) fn add(&mut self, number: u64, census: &Arc<Census>, breaker: BreakerView) {
-        self.0.get_or_insert_default().push(Entry {
+        let entries = self.0.get_or_insert_default();
+        entries.reserve_exact(1);
+        entries.push(Entry {
             number,
             census: census.clone(),
             breaker,

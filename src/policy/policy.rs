@@ -89,8 +89,10 @@ pub trait Policy<A, S, Req>: Send + Sync + 'static {
 
     /// Returns whether any candidate will do after 16 chosen members were not ready.
     ///
-    /// If so, one look over all candidates finds a ready one, without a pick for each. Default: no,
-    /// and every member that is called was chosen by [`pick`](Self::pick).
+    /// If so, one look over all candidates finds a ready one, without a pick for each, and a caller
+    /// that waits goes to any member that joins. Default: no, and every member that is called was
+    /// chosen by [`pick`](Self::pick). While a caller waits, it is then asked for up to 16 choices
+    /// after each change of the set.
     fn any_will_do(&self) -> bool {
         false
     }
