@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     fmt,
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
 };
 
 use tracing::error;
@@ -17,6 +20,16 @@ pub(crate) struct Panicked(String);
 /// What the code has left half done is the foreign code's own: callers drop it.
 pub(crate) fn guarded<T>(foreign: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(foreign)).map_err(|payload| Panicked(message(&*payload)))
+}
+
+/// Drives a foreign future.
+pub(crate) async fn guarded_future<T>(foreign: impl Future<Output = T>) -> Result<T, Panicked> {
+    let mut foreign = pin!(foreign);
+    poll_fn(|cx| match guarded(|| foreign.as_mut().poll(cx)) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 /// Drops what has a service in it.

@@ -44,7 +44,7 @@
 //!
 //! | question | module | main items |
 //! |---|---|---|
-//! | which endpoints exist? | [`discover`] | [`WatchLayer`], [`fixed`], [`from_discover`], [`each`], [`each_with`] |
+//! | which endpoints exist? | [`discover`] | [`WatchLayer`], [`fixed`], [`from_discover`], [`poll`](discover::poll), [`follow`](discover::follow), [`each`], [`each_with`] |
 //! | what is known about one endpoint? | [`endpoint`] | [`Target`], [`Endpoint`], [`Status`] |
 //! | how busy is it? | [`load`] | [`PendingRequests`], [`PeakEwma`] |
 //! | what does it report about itself? | [`report`] | [`ReportedLayer`], [`ReportedWeightsLayer`] |

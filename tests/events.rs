@@ -434,3 +434,29 @@ fn who_hears_of_a_change_may_look_at_what_has_changed() {
         );
     }
 }
+
+/// One event for each change of a source's state, however often it is asked.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_and_recovers_is_two_events() {
+    let (lines, _guard) = collect();
+    let (says, hears) = watch::channel(Ok(vec![1_usize, 2]));
+    let found = tower_lb::discover::poll(Duration::from_secs(1), move || {
+        let answer: Result<Vec<usize>, &str> = hears.borrow().clone();
+        async move { answer }
+    });
+    let found = found.named("users").start().expect("a runtime");
+    for answer in [Ok(vec![1, 2]), Err("away"), Ok(vec![2, 1]), Ok(vec![])] {
+        drop(says.send_replace(answer));
+        tokio::time::sleep(Duration::from_secs(100)).await;
+    }
+    let lines = lines.lock().unwrap();
+    let expected = [
+        "WARN the source fails: the last set stays away",
+        "INFO the source is well again",
+        "WARN the source answers with nothing: the last set stays",
+        "WARN the source answers with nothing, and still does: believed",
+    ];
+    let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+    assert_eq!(lines, expected);
+    assert!(found.targets().is_empty());
+}

@@ -10,10 +10,45 @@
 //! | [`WatchLayer`] | the newest `Vec` of a `tokio::sync::watch` channel |
 //! | [`fixed`] | a set that never changes |
 //! | [`from_discover`] | any tower `Discover`, tower's `ServiceList` too |
+//! | [`poll`] | what an async function of yours returns, asked at an interval |
+//! | [`follow`] | a stream of lists |
 //!
 //! [`each`] then applies a service layer to every discovered service.
 //!
-//! # A source of your own
+//! # A registry of your own
+//!
+//! [`poll`] and [`follow`] make a [`Source`], a task that asks. [`Source::start`] returns what it
+//! has found, a [`Found`], which stands where `WatchLayer` does:
+//!
+//! ```
+//! use std::{net::SocketAddr, time::Duration};
+//! use tower::{ServiceBuilder, service_fn};
+//! use tower_lb::{BalanceLayer, Endpoint, P2c, PendingRequestsLayer, discover, each};
+//!
+//! # async fn ask_the_registry() -> Result<Vec<SocketAddr>, std::io::Error> {
+//! #     Ok(vec![SocketAddr::from(([10, 0, 0, 1], 80))])
+//! # }
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! let found = discover::poll(Duration::from_secs(10), ask_the_registry).start()?;
+//! let client = ServiceBuilder::new()
+//!     .layer(BalanceLayer::new(P2c::default()))
+//!     .layer(each(PendingRequestsLayer::default()))
+//!     .layer(found.clone())
+//!     .service(|endpoint: &Endpoint| {
+//!         let address = *endpoint.address();
+//!         service_fn(move |()| async move { Ok::<_, std::io::Error>(address) })
+//!     });
+//! assert_eq!(tower::ServiceExt::oneshot(client, ()).await?.port(), 80);
+//! assert!(!found.state().is_stale());
+//! # Ok::<_, tower::BoxError>(()) })?;
+//! # Ok::<_, tower::BoxError>(())
+//! ```
+//!
+//! While the registry is away, the last set stays, and it is asked again after growing pauses. An
+//! empty answer is believed after 30 s, or as [`Source::when_empty`] says. [`Found::state`] tells
+//! how old the set is.
+//!
+//! # A stream of changes of your own
 //!
 //! Yield [`Change::Insert`] with an [`Endpoint`](crate::Endpoint). Keep that endpoint as long as
 //! its address is listed, and set its attributes in place. An insertion under a known address
@@ -41,7 +76,9 @@ mod fallible;
 mod fixed;
 mod from;
 mod roster;
+mod source;
 mod watch;
+mod watching;
 
 #[cfg(feature = "http")]
 pub(crate) use self::each::sealed::Sealed as SealedWrap;
@@ -52,6 +89,7 @@ pub use self::{
     fallible::{Fallible, fallible},
     fixed::{FixedLayer, fixed},
     from::from_discover,
+    source::{Failure, Found, NoAnswer, Source, SourceState, StartError, WhenEmpty, follow, poll},
     watch::WatchLayer,
 };
 
@@ -62,6 +100,7 @@ pub mod discovery {
         fallible::FallibleDiscover,
         fixed::FixedDiscover,
         from::FromDiscover,
+        source::FoundDiscover,
         watch::WatchDiscover,
     };
 }

@@ -1,15 +1,13 @@
 use std::{
-    fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use futures_util::Stream;
 use tokio::sync::watch;
 use tower::{Layer, discover::Change};
-use tracing::debug;
 
-use super::roster::Roster;
+use super::watching::Watching;
 use crate::{
     endpoint::{Address, Endpoint, IntoTarget},
     error::NoEndpoints,
@@ -54,16 +52,8 @@ pub struct WatchLayer<T> {
 }
 
 /// Discovers the targets that a `watch` channel holds; made by [`WatchLayer`].
-pub struct WatchDiscover<T: IntoTarget, F> {
-    roster: Roster<T::Address>,
-    factory: F,
-    /// Whether the first list was empty, and `NoEndpoints` has not been yielded yet.
-    nothing: bool,
-    /// Resolves to the receiver once it holds another list, or to `None` once the sender is gone.
-    changed: Option<Changed<T>>,
-}
-
-type Changed<T> = Pin<Box<dyn Future<Output = Option<watch::Receiver<Vec<T>>>> + Send>>;
+#[derive(Debug)]
+pub struct WatchDiscover<T: IntoTarget, F>(Watching<Vec<T>, T::Address, F>);
 
 impl<T> WatchLayer<T> {
     /// Creates the layer for the targets that `lists` holds.
@@ -80,29 +70,8 @@ where
     type Service = WatchDiscover<T, F>;
 
     fn layer(&self, factory: F) -> Self::Service {
-        let mut discover = WatchDiscover {
-            roster: Roster::new(),
-            factory,
-            nothing: false,
-            changed: None,
-        };
-        discover.look_at(self.lists.clone());
-        discover.nothing = discover.roster.is_empty();
-        discover
-    }
-}
-
-impl<T, F> WatchDiscover<T, F>
-where
-    T: IntoTarget<Address: Address> + Clone + Send + Sync + 'static,
-{
-    fn look_at(&mut self, mut lists: watch::Receiver<Vec<T>>) {
-        // Copied, because senders wait while a list is borrowed.
-        let targets = lists.borrow_and_update().clone();
-        self.roster.update(targets.into_iter().map(T::into_target));
-        self.changed = Some(Box::pin(async move {
-            lists.changed().await.ok().map(|()| lists)
-        }));
+        let read = |list: &Vec<T>| Some(list.iter().cloned().map(T::into_target).collect());
+        WatchDiscover(Watching::new(self.lists.clone(), factory, read))
     }
 }
 
@@ -114,43 +83,9 @@ where
     type Item = Result<Change<Endpoint<T::Address>, S>, NoEndpoints>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if std::mem::take(&mut this.nothing) {
-            return Poll::Ready(Some(Err(NoEndpoints::new())));
-        }
-        loop {
-            // Pending: a service that is to be made again wakes this task, if there is one.
-            if let Poll::Ready(change) = this.roster.poll_next(&this.factory, cx) {
-                return Poll::Ready(Some(Ok(change)));
-            }
-            let Some(changed) = &mut this.changed else {
-                // While endpoints are left, their services may have to be made again.
-                return if this.roster.is_empty() {
-                    Poll::Ready(None)
-                } else {
-                    Poll::Pending
-                };
-            };
-            // Pending: the channel wakes this task with its next list.
-            match ready!(changed.as_mut().poll(cx)) {
-                Some(lists) => this.look_at(lists),
-                None => {
-                    debug!("the sender of targets is gone: the last list stays");
-                    this.changed = None;
-                    this.roster.set_last();
-                }
-            }
-        }
+        self.get_mut().0.poll_next(cx)
     }
 }
 
 // Neither targets nor factory are pinned: both are only used by reference.
 impl<T: IntoTarget, F> Unpin for WatchDiscover<T, F> {}
-
-impl<T: IntoTarget, F> fmt::Debug for WatchDiscover<T, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WatchDiscover")
-            .field("roster", &self.roster)
-            .finish_non_exhaustive()
-    }
-}

@@ -14,5 +14,6 @@ mod laws;
 mod load;
 mod policies;
 mod report;
+mod source;
 mod support;
 mod tower_itself;
