@@ -12,6 +12,8 @@
 //! | [`from_discover`] | any tower `Discover`, tower's `ServiceList` too |
 //! | [`poll`] | what an async function of yours returns, asked at an interval |
 //! | [`follow`] | a stream of lists |
+//! | `file`, with feature `file` | a file, read again when it changes |
+//! | [`open`] | what a text from a configuration names |
 //!
 //! [`each`] then applies a service layer to every discovered service.
 //!
@@ -84,12 +86,19 @@ mod watching;
 pub(crate) use self::each::sealed::Sealed as SealedWrap;
 pub use tower::discover::{Change, Discover};
 
+#[cfg(feature = "file")]
+#[cfg_attr(docsrs, doc(cfg(feature = "file")))]
+pub use self::source::file;
+
 pub use self::{
     each::{Each, EachWith, each, each_with},
     fallible::{Fallible, fallible},
     fixed::{FixedLayer, fixed},
     from::from_discover,
-    source::{Failure, Found, NoAnswer, Source, SourceState, StartError, WhenEmpty, follow, poll},
+    source::{
+        Failure, Found, NoAnswer, OpenError, Source, SourceState, StartError, WhenEmpty, follow,
+        open, poll,
+    },
     watch::WatchLayer,
 };
 

@@ -7,6 +7,8 @@ mod conformance;
 mod discovery;
 mod failover;
 mod fairness;
+#[cfg(unix)]
+mod files;
 mod floors;
 mod hash;
 mod health;

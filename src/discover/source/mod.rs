@@ -4,16 +4,24 @@
 //! events stand in one place, and hold for all sources.
 
 mod error;
+#[cfg(feature = "file")]
+mod file;
+#[cfg(feature = "file")]
+mod file_format;
 mod found;
 mod keeper;
+mod open;
 mod source;
 mod state;
 mod task;
 
+#[cfg(feature = "file")]
+pub use self::file::file;
 pub use self::{
     error::{NoAnswer, StartError},
     found::{Found, FoundDiscover},
     keeper::WhenEmpty,
+    open::{OpenError, open},
     source::{Source, follow, poll},
     state::{Failure, SourceState},
 };
