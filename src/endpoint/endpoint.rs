@@ -29,7 +29,7 @@ struct Inner<A> {
 struct State<A> {
     weight: u32,
     zone: Option<Arc<str>>,
-    priority: u8,
+    priority: u16,
     hash_key: Option<Arc<str>>,
     // Boxed, because few endpoints are ejected.
     out: Option<Box<Out>>,
@@ -102,7 +102,7 @@ impl<A> Endpoint<A> {
 
     /// Returns the priority; lower values are preferred.
     #[must_use]
-    pub fn priority(&self) -> u8 {
+    pub fn priority(&self) -> u16 {
         self.state().priority
     }
 

@@ -25,7 +25,7 @@ pub struct Target<A = SocketAddr> {
     /// The failure domain that the backend runs in. Default none.
     pub zone: Option<Arc<str>>,
     /// The priority, for policies of your own; lower values are preferred. Default 0.
-    pub priority: u8,
+    pub priority: u16,
     /// The name of the backend in consistent hashing. Default: its address as text.
     pub hash_key: Option<Arc<str>>,
 }
@@ -59,7 +59,7 @@ impl<A> Target<A> {
 
     /// Sets the priority; lower values are preferred.
     #[must_use]
-    pub fn priority(mut self, priority: u8) -> Self {
+    pub fn priority(mut self, priority: u16) -> Self {
         self.priority = priority;
         self
     }

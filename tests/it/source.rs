@@ -276,6 +276,20 @@ async fn a_stream_that_ends_without_an_answer_is_not_waited_for() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_always_has_another_list_leaves_the_thread_to_others() {
+    let mut turns = 0_usize;
+    let lists = stream::repeat_with(move || {
+        turns += 1;
+        Ok::<_, &str>(vec![turns % 3])
+    });
+    let found = discover::follow(lists).start().unwrap();
+    let first = found.first(SECOND).await.unwrap();
+    assert_eq!(first.len(), 1);
+    drop(found);
+    settle().await;
+}
+
 #[test]
 fn without_a_runtime_or_its_timers_a_source_says_so() {
     let start = || Registry::default().poll().start().map(drop);

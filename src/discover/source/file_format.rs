@@ -64,7 +64,7 @@ struct Entry {
 struct Attributes {
     weight: Option<u32>,
     zone: Option<String>,
-    priority: Option<u8>,
+    priority: Option<u16>,
     hash_key: Option<String>,
 }
 
@@ -76,7 +76,7 @@ struct Object {
     targets: Option<Vec<SocketAddr>>,
     weight: Option<u32>,
     zone: Option<String>,
-    priority: Option<u8>,
+    priority: Option<u16>,
     hash_key: Option<String>,
     #[serde(default)]
     labels: HashMap<String, String>,

@@ -52,6 +52,10 @@ pub(super) type Answer<A> = Result<Vec<Target<A>>, String>;
 /// clients do not ask at the same moments. An answer that takes more than ten seconds is a failure;
 /// so is a panic.
 ///
+/// # Panics
+///
+/// If `every` is zero.
+///
 /// ```
 /// use std::{net::SocketAddr, time::Duration};
 /// use tower_lb::discover;
@@ -66,6 +70,7 @@ pub(super) type Answer<A> = Result<Vec<Target<A>>, String>;
 /// # Ok::<_, tower::BoxError>(()) })?;
 /// # Ok::<_, tower::BoxError>(())
 /// ```
+#[track_caller]
 pub fn poll<Ask, Asked, T, E>(every: Duration, ask: Ask) -> Source<T::Address>
 where
     Ask: FnMut() -> Asked + Send + 'static,
@@ -73,6 +78,7 @@ where
     T: IntoTarget<Address: Send>,
     E: fmt::Display,
 {
+    assert!(!every.is_zero(), "the interval must not be zero");
     let lists = stream::unfold(ask, |mut ask| async move {
         let asked = async {
             let asked = guarded(&mut ask)?;

@@ -90,6 +90,10 @@ pub(super) async fn run<A: Address + Clone>(
         // The state first: who hears of a new set may look at it.
         shown.tell_state(keeper.state());
         shown.take(step);
+        if waiting.pause.is_none() {
+            // A stream that always has another list must not keep the thread to itself.
+            tokio::task::yield_now().await;
+        }
     }
 }
 
