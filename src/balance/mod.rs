@@ -56,7 +56,6 @@ mod layer;
 #[cfg(all(test, tower_lb_loom))]
 mod loom_tests;
 mod members;
-mod places;
 mod publish;
 mod reported_weights;
 mod reserved;

@@ -9,7 +9,7 @@ use tower::{BoxError, Service};
 use super::{
     reserved::{Reserved, Selected, Wish},
     shared::{Availability, Shared, WhenEmpty},
-    wait::Wait,
+    wait::{Look, Wait},
 };
 use crate::{
     endpoint::Address,
@@ -128,13 +128,17 @@ impl<S, Req, A> Selection<S, Req, A> {
                 let version = snapshot.version;
                 Some(Selected::Failed { error, version })
             };
+            let look = &mut Look {
+                snapshot: &snapshot,
+                policy: &shared.policy,
+                rng,
+                request,
+            };
             let selected = match &snapshot.availability {
                 _ if !shared.is_driven() => failed(NotDriven.into()),
                 Availability::Undriven => failed(NotDriven.into()),
-                Availability::Open => wait.search(&snapshot, &shared.policy, rng, request, cx),
-                _ if wait.may_go_to_draining(&snapshot, &shared.policy, rng, request) => {
-                    wait.search(&snapshot, &shared.policy, rng, request, cx)
-                }
+                Availability::Open => wait.search(look, cx),
+                _ if wait.may_go_to_draining(look) => wait.search(look, cx),
                 Availability::Unreported => None,
                 Availability::Empty(error)
                     if shared.config.when_empty == WhenEmpty::Wait && error.may_end() =>

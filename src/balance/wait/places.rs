@@ -2,7 +2,7 @@ use std::task::{Context, Poll, Waker};
 
 use tower::Service;
 
-use super::reserved::Wish;
+use crate::balance::reserved::Wish;
 
 /// The places of one caller in the queues of members that are not ready.
 ///
