@@ -18,7 +18,7 @@ use crate::thread_number::thread_number;
 /// for them, one for each thread. So requests do not contend on one cache line: neither those of
 /// several kept handles, nor those that each clone one shared handle.
 ///
-/// Memory of such a handle: 128 bytes, and 256 for each thread up to eight.
+/// Memory of such a handle: 136 bytes, and 256 for each thread up to eight.
 #[derive(Debug)]
 pub(crate) struct SplitArc<T> {
     part: Part<T>,

@@ -15,7 +15,8 @@
 //! If none is ready, the caller has looked once at all members. It stays in the queues of up to
 //! sixteen of them, which are the first that the policy chooses. Any of these may wake it. After a
 //! new snapshot it looks at the members that have joined or are available again, and not at the
-//! others. So a waiting caller costs the same in a set of any size. A member outside its queues
+//! others. So a waiting caller costs the same in a set of any size, unless each pick of the policy
+//! looks at all members. A member outside its queues
 //! that becomes ready takes the request of the next caller.
 //!
 //! With a policy that needs the request (hashing), `poll_ready` is ready at once while there is

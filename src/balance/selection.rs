@@ -49,8 +49,8 @@ impl<S, Req, A> Selection<S, Req, A> {
 
     /// Finds a ready member; `request` is `None` in `poll_ready`.
     ///
-    /// If it is pending, the waker is registered with every member that was polled and with the
-    /// next publication.
+    /// If it is pending, the waker is registered with the members in whose queues the caller stays,
+    /// and with the next publication.
     pub(super) fn poll<P>(
         &mut self,
         shared: &Shared<A, S, P, P::Table>,
@@ -63,22 +63,22 @@ impl<S, Req, A> Selection<S, Req, A> {
         S: Service<Req, Error: Into<BoxError>> + Clone,
         P: Policy<A, S, Req>,
     {
-        match &mut self.wait {
-            // A failed member wakes no caller when it works again, so it is tried at every poll.
-            Some(wait) => wait.forgive(),
-            None => {
-                let mut reserved = None;
-                let needs_request = first_choice(shared, rng, request, &mut reserved);
-                if needs_request && request.is_none() {
-                    return Poll::Ready(Selected::NeedsRequest);
-                }
-                if let Some(mut reserved) = reserved {
-                    match reserved.service.poll_ready(cx) {
-                        Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
-                        unready => self.pass_over(shared, reserved, unready),
-                    }
+        if self.wait.is_none() {
+            let mut reserved = None;
+            let needs_request = first_choice(shared, rng, request, &mut reserved);
+            if needs_request && request.is_none() {
+                return Poll::Ready(Selected::NeedsRequest);
+            }
+            if let Some(mut reserved) = reserved {
+                match reserved.service.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Selected::Reserved(reserved)),
+                    unready => self.pass_over(shared, reserved, unready),
                 }
             }
+        }
+        if let Some(wait) = &mut self.wait {
+            // A failed member wakes no caller when it works again, so some are tried at every poll.
+            wait.forgive();
         }
         self.poll_wait(shared, rng, request, cx)
     }
@@ -138,6 +138,13 @@ impl<S, Req, A> Selection<S, Req, A> {
                 _ if !shared.is_driven() => failed(NotDriven.into()),
                 Availability::Undriven => failed(NotDriven.into()),
                 Availability::Open => wait.search(look, cx),
+                _ if wait.waits_for_draining(&snapshot) => {
+                    let selected = wait.poll_waited_for(&snapshot, cx);
+                    if selected.is_none() && !wait.waits_for_draining(&snapshot) {
+                        continue;
+                    }
+                    selected
+                }
                 _ if wait.may_go_to_draining(look) => wait.search(look, cx),
                 Availability::Unreported => None,
                 Availability::Empty(error)

@@ -28,8 +28,7 @@ use crate::{
 ///
 /// This is a handle: clones share members, loads and policy. A clone costs O(1), whatever the
 /// number of members: some 30 ns, which is fine for each request. A handle that is cloned often, or
-/// whose policy needs the request, allocates once: its clones then get a reference count of their
-/// own. When the last handle is dropped, so are the driver, discovery and every service.
+/// lends itself to requests that wait, then has a reference count of its own for each thread. When the last handle is dropped, so are the driver, discovery and every service.
 ///
 /// A handle that has made its call, or has not been polled yet, keeps nothing alive but the
 /// balancer itself. A handle whose `poll_ready` was ready keeps the service that it has reserved

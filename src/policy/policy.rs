@@ -99,7 +99,7 @@ pub trait Policy<A, S, Req>: Send + Sync + 'static {
 
     /// Returns the next `most` choices in their order, if that is cheaper than as many picks.
     ///
-    /// Asked when a chosen member is not ready. Fewer than `most` mean that no other member suits.
+    /// Asked where several members may be needed, as when a chosen one is not ready. Fewer than `most` mean that no other member suits.
     /// Default: `None`, and [`pick`](Self::pick) is called for each.
     fn choices(
         &self,

@@ -64,24 +64,31 @@ where
         P: Policy<A, S, Req>,
     {
         let snapshot = at.snapshot;
+        let places = self.places.len();
         self.poll_places(snapshot, cx)?;
+        let has_lost = self.places.len() < places;
         // A caller that waits for nobody finds somebody to wait for.
         let looked_at = self.looked_at.filter(|_| !self.places.is_empty());
         let arrived = looked_at.and_then(|version| snapshot.arrivals.after(version));
         match arrived {
             Some(arrived) if !self.prefers_one_of(arrived.clone(), snapshot) => {
                 self.ask_again(snapshot, cx)?;
-                if looked_at == Some(snapshot.version) {
-                    return ControlFlow::Continue(());
+                if looked_at != Some(snapshot.version) {
+                    return self.look_at_arrivals(arrived, at, cx);
                 }
-                self.look_at_arrivals(arrived, at, cx)
+                let free = if has_lost { self.places.free() } else { 0 };
+                self.pick_up_to(free, at, cx).map_continue(|_| ())
             }
-            _ => self.look_at_all(at, cx),
+            _ => {
+                // One of very many that have joined may take the last place.
+                self.places.make_room();
+                self.look_at_all(at, cx)
+            }
         }
     }
 
     /// Finds a member among those that the caller waits for, for example by its turn in a queue.
-    fn poll_places<T>(
+    pub(super) fn poll_places<T>(
         &mut self,
         snapshot: &Snapshot<A, S, T>,
         cx: &mut Context<'_>,
@@ -151,16 +158,13 @@ where
         let snapshot = at.snapshot;
         let was_exact = std::mem::take(&mut self.is_exact);
         let will_do = at.policy.any_will_do() && !was_exact;
-        for id in arrived.filter(|_| will_do) {
+        for id in arrived {
+            // At most one place changes hands: the others keep their turns.
+            self.places.make_room();
             let wish = Wish::new(id, Choice::Member(0));
-            let position = snapshot.position(wish);
-            let is_asked = self.places.contains(id);
-            let Some(position) = position.filter(|_| !is_asked) else {
-                continue;
-            };
-            if !self.tried().contains(snapshot.members[position].endpoint()) {
-                // At most one place changes hands: the others keep their turns.
-                self.places.make_room();
+            let position = snapshot.position(wish).filter(|_| will_do);
+            // Not one that is excluded, waited for or has just failed.
+            if let Some(position) = position.filter(|at| !self.passed(snapshot).contains(*at)) {
                 self.ask(snapshot, position, wish, cx)?;
             }
         }
@@ -203,6 +207,8 @@ where
                 Choice::Exactly(position) if candidates.contains(position) => {
                     // The places in other queues are given up: those members must not answer.
                     self.places = Places::new();
+                    self.again.clear();
+                    self.failed.first.clear();
                     self.is_exact = true;
                     position
                 }

@@ -34,31 +34,33 @@ pub(in crate::balance) struct Wait<S, Req, A> {
     /// Whether members are passed over only because they are in `tried`.
     excluding: bool,
     pub(super) places: Places<S>,
-    /// The version of the newest snapshot that was looked at as a whole.
+    /// The version of the newest snapshot of which every member was looked at, then or before.
     pub(super) looked_at: Option<u64>,
     /// The version of the snapshot whose positions are in `passed`.
     version: u64,
     /// The members that must not be chosen now: those in `places`, those in `tried`, and those that
     /// this poll has asked. `None` until it is needed.
     passed: Option<Mask>,
-    failed: Failed<A>,
+    pub(super) failed: Failed<A>,
     /// Some of the members that failed when they were asked last.
     pub(super) again: Vec<Wish>,
     /// The ids of the failed members that are not yet reported.
     unreported: Vec<u64>,
     /// Whether the policy wants only the member that it chose last.
     pub(super) is_exact: bool,
+    /// Whether a member was passed over that this poll must not ask again.
+    is_fresh: bool,
     /// Created before the snapshot is read, so that no publication is missed.
     published: Pin<Box<OwnedNotified>>,
     _request: PhantomData<fn(Req)>,
 }
 
 /// The members that failed to become ready in one poll.
-struct Failed<A> {
+pub(super) struct Failed<A> {
     count: usize,
     last: Option<(Endpoint<A>, BoxError)>,
     /// The first of them.
-    first: Vec<Wish>,
+    pub(super) first: Vec<Wish>,
 }
 
 impl<S, Req, A> Wait<S, Req, A> {
@@ -78,6 +80,7 @@ impl<S, Req, A> Wait<S, Req, A> {
             again: Vec::new(),
             unreported: Vec::new(),
             is_exact: false,
+            is_fresh: false,
             published: Box::pin(shared.published.clone().notified_owned()),
             _request: PhantomData,
         }
@@ -110,21 +113,25 @@ impl<S, Req, A> Wait<S, Req, A> {
         };
         self.follow(snapshot);
         self.is_exact = reserved.wish.is_exact();
+        self.is_fresh = true;
         match readiness {
             Poll::Ready(Err(error)) => self.fail(snapshot, position, reserved.wish, error.into()),
             _ => self.places.queue(reserved.wish, reserved.service),
         }
     }
 
-    /// Lets the failed members be asked again. The others keep their places in queues.
+    /// Begins a poll: lets the failed members be asked again, unless this poll has asked them.
     pub(in crate::balance) fn forgive(&mut self) {
+        if std::mem::take(&mut self.is_fresh) {
+            return;
+        }
         self.passed = None;
         self.again = std::mem::take(&mut self.failed).first;
         self.is_exact &= !self.places.is_empty();
     }
 
-    /// Moves on to `snapshot`: gives up the places of members that have left, and forgets earlier
-    /// failures.
+    /// Moves on to `snapshot`: gives up the places of members that have left or are excluded now.
+    /// Those that have failed are asked again.
     pub(in crate::balance) fn follow<T>(&mut self, snapshot: &Snapshot<A, S, T>)
     where
         A: Address,
@@ -142,6 +149,36 @@ impl<S, Req, A> Wait<S, Req, A> {
             let position = snapshot.position(wish);
             position.is_some_and(|at| !tried.contains(snapshot.members[at].endpoint()))
         });
+        self.is_exact &= !self.places.is_empty();
+        let looked_at = self.looked_at.unwrap_or_default();
+        let is_lost = self.places.is_empty() || snapshot.arrivals.after(looked_at).is_none();
+        if self.repeats && is_lost {
+            // Among those that have joined may be one that has not had the request.
+            self.start_over();
+            self.repeats = false;
+        }
+    }
+
+    /// Returns whether the caller waits for a draining member that its request belongs to.
+    pub(in crate::balance) fn waits_for_draining<T>(&self, snapshot: &Snapshot<A, S, T>) -> bool {
+        let mut positions = self.places.wishes().filter_map(|w| snapshot.position(w));
+        positions.any(|position| snapshot.members[position].drains)
+    }
+
+    /// Polls only the members that the caller waits for.
+    pub(in crate::balance) fn poll_waited_for<T>(
+        &mut self,
+        snapshot: &Snapshot<A, S, T>,
+        cx: &mut Context<'_>,
+    ) -> Option<Selected<S>>
+    where
+        A: Address,
+        S: Service<Req, Error: Into<BoxError>> + Clone,
+    {
+        match self.poll_places(snapshot, cx) {
+            ControlFlow::Break(selected) => Some(selected),
+            ControlFlow::Continue(()) => None,
+        }
     }
 
     /// Polls the members that the caller waits for, and asks others until one is ready.

@@ -133,8 +133,12 @@ impl<A: Address, S> Schedule<A, S> {
                 streak: 0,
             },
         };
-        let (id, _) = self.endpoints.insert(endpoint, checked);
-        let pause = random_part(self.settings.initial_jitter(), &mut self.rng);
+        let (id, replaced) = self.endpoints.insert(endpoint, checked);
+        // A service that is made again may be no better: it is checked at once.
+        let pause = match replaced {
+            None => random_part(self.settings.initial_jitter(), &mut self.rng),
+            Some(_) => Duration::ZERO,
+        };
         self.due.push(later(Instant::now(), pause), id);
     }
 

@@ -301,7 +301,7 @@ impl<A: Address> States<A> {
                 let endpoint = state.endpoint.clone();
                 afterwards
                     .add(move || warn!(%endpoint, objection, "readmitted though a probe failed"));
-                state.close(now, afterwards);
+                state.close(afterwards);
             }
             None => self.eject_now(state, Reason::Probe, now, afterwards),
         }
@@ -350,7 +350,7 @@ impl<A: Address> States<A> {
             let id = self.ends.pop_first().map(|(_, id)| id);
             if let Some((_, watched)) = id.and_then(|id| self.map.get_mut(id)) {
                 watched.ends = None;
-                watched.state.look_again(now);
+                watched.state.look_again();
             }
         }
     }

@@ -151,8 +151,8 @@ impl<A: Address> EndpointState<A> {
     }
 
     /// Brings the census up to the time: an ejection may have ended.
-    pub(super) fn look_again(&self, now: Instant) {
-        self.count(&self.breaker(), now);
+    pub(super) fn look_again(&self) {
+        self.count(&self.breaker());
     }
 
     #[cfg(all(test, not(tower_lb_loom)))]
@@ -161,17 +161,20 @@ impl<A: Address> EndpointState<A> {
     }
 
     /// Brings the census up to the breaker, whose lock the caller holds.
-    fn count(&self, breaker: &Breaker, now: Instant) {
+    // By a time that is read under the lock: a caller's may be before that of a thread that has
+    // seen an ejection end.
+    fn count(&self, breaker: &Breaker) {
         #[cfg(test)]
         LOOKS.set(LOOKS.get() + 1);
-        self.endpoint.set_breaker(self.number(), breaker.view(now));
+        self.endpoint
+            .set_breaker(self.number(), breaker.view(Instant::now()));
     }
 
     /// Lets the next request through as a probe, if an ejection is remembered.
     pub(super) fn end_ejection(&self, now: Instant) {
         let mut breaker = self.breaker();
         breaker.end_ejection(now);
-        self.count(&breaker, now);
+        self.count(&breaker);
     }
 
     /// Ejects the endpoint's new handle if the ejection that is remembered still lasts.
@@ -244,7 +247,7 @@ impl<A: Address> EndpointState<A> {
         let now = Instant::now();
         let mut breaker = self.breaker();
         let admission = breaker.admit(&self.settings.rule, ejected, now);
-        self.count(&breaker, now);
+        self.count(&breaker);
         drop(breaker);
         match admission {
             Admission::Through => None,
@@ -265,7 +268,7 @@ impl<A: Address> EndpointState<A> {
         }
         let mut breaker = self.breaker();
         let verdict = breaker.end_interval(&self.settings.rule, now);
-        self.count(&breaker, now);
+        self.count(&breaker);
         if verdict == ProbeResult::Closed {
             self.readmit(&breaker, afterwards);
         }
@@ -286,17 +289,17 @@ impl<A: Address> EndpointState<A> {
     ) -> Instant {
         let mut breaker = self.breaker();
         let until = breaker.eject(&self.settings.rule, jitter, now);
-        self.count(&breaker, now);
+        self.count(&breaker);
         let notice = self.endpoint.eject_untold(until, reason.to_string().into());
         self.publish(&breaker, notice, afterwards);
         until
     }
 
     /// Readmits the endpoint without a probe.
-    pub(super) fn close(&self, now: Instant, afterwards: &mut Afterwards) {
+    pub(super) fn close(&self, afterwards: &mut Afterwards) {
         let mut breaker = self.breaker();
         breaker.close();
-        self.count(&breaker, now);
+        self.count(&breaker);
         self.publish(&breaker, self.endpoint.readmit_untold(), afterwards);
     }
 
@@ -315,7 +318,7 @@ impl<A: Address> EndpointState<A> {
         let mut breaker = self.breaker();
         let verdict = breaker.end_probe(&self.settings.rule, probe, success);
         let now = Instant::now();
-        self.count(&breaker, now);
+        self.count(&breaker);
         match verdict {
             ProbeResult::Closed => self.readmit(&breaker, &mut afterwards),
             ProbeResult::Failed | ProbeResult::Undecided => {
@@ -327,7 +330,7 @@ impl<A: Address> EndpointState<A> {
         if verdict == ProbeResult::Failed {
             match self.judge.upgrade() {
                 Some(judge) => judge.eject_again(self, now),
-                None => self.close(now, &mut afterwards),
+                None => self.close(&mut afterwards),
             }
         }
         afterwards.run();

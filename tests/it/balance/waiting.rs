@@ -1,5 +1,10 @@
 //! What a caller costs that no member is ready for: a look at all, and then a few places in queues.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
 use super::*;
 
 /// A caller that waits for one of `n` servers, none of which is ready.
@@ -216,4 +221,111 @@ async fn a_request_with_a_key_waits_for_the_first_in_the_keys_order() {
         check!(Maglev, weight);
         check!(Rendezvous, weight);
     }
+}
+
+/// Chooses what it is told, by address.
+#[derive(Clone)]
+struct Told {
+    address: Arc<AtomicUsize>,
+    choice: fn(usize) -> Choice,
+}
+
+impl Told {
+    fn to(address: usize, choice: fn(usize) -> Choice) -> Self {
+        let address = Arc::new(AtomicUsize::new(address));
+        Self { address, choice }
+    }
+}
+
+impl<S: Send + Sync + 'static> Policy<usize, S, ()> for Told {
+    type Table = ();
+
+    fn table(&self, _: Candidates<'_, usize, S>, _: Option<&()>) {}
+
+    fn pick(
+        &self,
+        (): &(),
+        candidates: Candidates<'_, usize, S>,
+        _: &mut PickContext<'_, ()>,
+    ) -> Choice {
+        let address = self.address.load(Relaxed);
+        let mut members = candidates.members().iter();
+        let position = members.position(|member| *member.endpoint().address() == address);
+        position.map_or(Choice::Nobody, self.choice)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_waits_for_exactly_one_that_leaves_is_given_another() {
+    let servers = answering(3);
+    servers.iter().for_each(|server| server.allow(0));
+    let (targets, rx) = watch::channel(weights(3));
+    let policy = Told::to(1, Choice::Exactly);
+    let mut balance = over(&servers, BalanceLayer::new(policy.clone()), rx);
+    settle().await;
+    let mut ready = tokio_test::task::spawn(poll_ready(&mut balance));
+    tokio_test::assert_pending!(ready.poll());
+    servers[0].allow(1);
+    tokio_test::assert_pending!(ready.poll(), "nobody else will do");
+    policy.address.store(2, Relaxed);
+    targets.send_replace(vec![(0, 1), (2, 1)]);
+    settle().await;
+    tokio_test::assert_pending!(ready.poll());
+    servers[2].allow(1);
+    assert!(ready.is_woken());
+    tokio_test::assert_ready_ok!(ready.poll());
+    drop(ready);
+    assert_eq!(balance.call(()).await.unwrap(), 2);
+}
+
+/// A session's home drains, and everybody else with it: the request waits for its home.
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_for_its_draining_home_although_the_set_is_empty() {
+    let servers = answering(2);
+    servers.iter().for_each(|server| server.allow(0));
+    let (_targets, rx) = watch::channel(vec![(0, 0), (1, 0)]);
+    let policy = Told::to(1, Choice::EvenDraining);
+    let mut balance = over(&servers, BalanceLayer::new(policy), rx);
+    settle().await;
+    let mut ready = tokio_test::task::spawn(poll_ready(&mut balance));
+    tokio_test::assert_pending!(ready.poll());
+    // Woken for nothing.
+    tokio_test::assert_pending!(ready.poll());
+    servers[1].allow(1);
+    assert!(ready.is_woken());
+    tokio_test::assert_ready_ok!(ready.poll());
+    drop(ready);
+    assert_eq!(balance.call(()).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_poll_asks_a_member_that_fails_once() {
+    let servers = answering(1);
+    servers[0].fail_readiness(true);
+    let key = hash::hashed(|(): &()| Some(7));
+    let mut balance = ServiceBuilder::new()
+        .layer(BalanceLayer::new(RingHash::by_key(key)))
+        .layer(fixed(0..1))
+        .service(factory(&servers));
+    settle().await;
+    let error = balance.call(()).await.unwrap_err();
+    assert_eq!(error.downcast_ref::<NotReady>().unwrap().tried(), 1);
+    assert_eq!(servers[0].asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_that_are_lost_to_errors_are_taken_elsewhere() {
+    let mut all = Waiting::among(100, 0).await;
+    assert!(!all.is_ready().await);
+    let lost = all.queues();
+    for which in &lost[1..] {
+        all.servers[*which].fail_readiness(true);
+    }
+    assert!(!all.is_ready().await);
+    let queues = all.queues();
+    assert_eq!(queues.len(), 16);
+    assert_eq!(
+        queues.iter().filter(|queue| lost.contains(queue)).count(),
+        1
+    );
 }
