@@ -19,10 +19,15 @@ use std::{
 
 use support::Echo;
 use tokio::runtime::Runtime;
-use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
+use tower::{
+    Layer, Service,
+    limit::{ConcurrencyLimit, ConcurrencyLimitLayer},
+    load::CompleteOnResponse,
+};
 use tower_lb::{
-    Balance, Endpoint, LeastLoaded, Maglev, OutlierLayer, P2c, PendingRequestsLayer, Policy,
-    Rendezvous, RingHash, RoundRobin, Target, each, fixed, hash,
+    Balance, Endpoint, LeastLoaded, Maglev, OutlierLayer, P2c, PendingRequests,
+    PendingRequestsLayer, Policy, Rendezvous, RingHash, RoundRobin, Target, each, fixed, hash,
+    load::handle::SharedTotal,
 };
 
 fn main() {
@@ -37,11 +42,20 @@ fn main() {
     search("ring hash", sizes, || RingHash::by_key(key()));
     search("maglev", sizes, || Maglev::by_key(key()));
     search("rendezvous", sizes, || Rendezvous::by_key(key()));
+    search("ring hash, bounded", sizes, || {
+        RingHash::by_key(key()).bounded(1.25).expect("a bound")
+    });
+    search("rendezvous, bounded", sizes, || {
+        Rendezvous::by_key(key()).bounded(1.25).expect("a bound")
+    });
     search("p2c", sizes, P2c::default);
     search("least loaded", sizes, LeastLoaded::default);
     search("round robin", sizes, RoundRobin::default);
     println!("1000 callers wait while one weight changes:");
     publications("ring hash", sizes, || RingHash::by_key(key()));
+    publications("ring hash, bounded", sizes, || {
+        RingHash::by_key(key()).bounded(1.25).expect("a bound")
+    });
     publications("p2c", sizes, P2c::default);
     publications("round robin", sizes, RoundRobin::default);
     println!("outlier detection, every endpoint fails:");
@@ -163,7 +177,7 @@ fn outliers(sizes: &[usize]) {
     println!("  the driver's turn with the sweep: {}", list(sweeps));
 }
 
-type Member = tower_lb::PendingRequests<tower::limit::ConcurrencyLimit<Echo>>;
+type Member = PendingRequests<ConcurrencyLimit<Echo>, CompleteOnResponse, SharedTotal>;
 
 /// A balancer over endpoints that are never ready, and that callers queue for.
 fn limited<P>(n: usize, policy: P) -> (Balance<P, Member, u64, usize>, Driver)
@@ -172,7 +186,7 @@ where
 {
     let services = fixed(0..n).layer(|_: &Endpoint<usize>| Echo);
     let services = each(ConcurrencyLimitLayer::new(0)).layer(services);
-    let services = each(PendingRequestsLayer::default()).layer(services);
+    let services = each(PendingRequestsLayer::default().with_total()).layer(services);
     let (balance, driver) = Balance::pair(services, policy);
     let mut driver: Driver = Box::pin(driver);
     while balance.members().len() < n {

@@ -1,6 +1,6 @@
 use crate::member::Member;
 
-/// The members that have become candidates of late, for callers that wait.
+/// The members that became candidates not long ago, for callers that wait.
 ///
 /// A caller that has looked at all members needs to look only at these after a publication.
 #[derive(Clone, Debug, Default)]

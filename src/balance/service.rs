@@ -27,8 +27,9 @@ use crate::{
 /// Spreads requests over a changing set of endpoints.
 ///
 /// This is a handle: clones share members, loads and policy. A clone costs O(1), whatever the
-/// number of members: some 30 ns, which is fine for each request. A handle that is cloned often, or
-/// lends itself to requests that wait, then has a reference count of its own for each thread. When the last handle is dropped, so are the driver, discovery and every service.
+/// number of members: some 30 ns, which is fine for each request. A handle that is cloned often has
+/// a reference count for each thread, and so has one that many requests wait with. When the last
+/// handle is dropped, so are the driver, discovery and every service.
 ///
 /// A handle that has made its call, or has not been polled yet, keeps nothing alive but the
 /// balancer itself. A handle whose `poll_ready` was ready keeps the service that it has reserved
@@ -304,7 +305,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    /// Returns the error that `poll_ready` found, or chooses a member now that the request is known.
+    /// Returns the error that `poll_ready` found, or chooses a member for the request.
     #[inline(never)]
     fn call_unreserved(&mut self, request: Req) -> ResponseFuture<P, S, Req, A> {
         self.reserved = None;

@@ -7,8 +7,9 @@ use super::{
 };
 use crate::{
     endpoint::Address,
+    member::Member,
     metric::TotalInFlight,
-    policy::{Candidates, Choice, PickContext, Policy},
+    policy::{Candidates, Choice, Mask, PickContext, Policy},
 };
 
 /// Spreads by key, but bounds the load of every endpoint.
@@ -24,7 +25,7 @@ use crate::{
 /// `each(PendingRequestsLayer::default().with_total())`. Counts are exact except for picks that
 /// other threads make at the same moment. Requests still in flight at endpoints that have left
 /// count in `m`. Those at ejected and draining endpoints do not. When an endpoint is passed over
-/// because it is not ready, the bound is computed from the remaining endpoints alone.
+/// because it is not ready, the bound is computed once more, from the remaining endpoints alone.
 ///
 /// Cost: a pick reads the total, one count for each endpoint that it looks at, and one for each
 /// endpoint that may not be picked. With many keys it looks at no more than `2 / (c - 1)^2`
@@ -169,24 +170,29 @@ impl<Scheme: HashScheme, Key> Bounded<Scheme, Key> {
         hash: u64,
         candidates: Candidates<'_, A, S>,
     ) -> Option<usize> {
+        let has_room = self.room_among(candidates)?;
+        // Some candidate has room, unless other picks have just taken it. Then any candidate will
+        // do.
+        self.find(table, hash, has_room)
+            .or_else(|| table.find(hash, |position| candidates.contains(position)))
+    }
+
+    /// Returns a test of whether a position is that of a candidate with room, by the sums of these
+    /// candidates alone. `None` if none has a weight.
+    fn room_among<A, S: TotalInFlight>(
+        &self,
+        candidates: Candidates<'_, A, S>,
+    ) -> Option<impl Fn(usize) -> bool> {
         let (mut in_flight, mut weights) = (0, 0.0);
         for (_, member) in candidates.iter() {
             in_flight += member.service.in_flight();
             weights += f64::from(member.weight);
         }
-        if weights == 0.0 {
-            return None;
-        }
-        let is_left = |position| candidates.contains(position);
-        let has_room = |position: usize| {
+        (weights > 0.0).then_some(move |position: usize| {
             let member = &candidates.members()[position];
             let capacity = self.capacity(in_flight, member.weight, weights);
-            is_left(position) && (member.service.in_flight() as f64) < capacity
-        };
-        // Some candidate has room, unless other picks have just taken it. Then any candidate will
-        // do.
-        self.find(table, hash, has_room)
-            .or_else(|| table.find(hash, is_left))
+            candidates.contains(position) && (member.service.in_flight() as f64) < capacity
+        })
     }
 }
 
@@ -251,6 +257,47 @@ where
             .map_or(Choice::Nobody, Choice::Member)
     }
 
+    fn pick_several(
+        &self,
+        table: &Self::Table,
+        candidates: Candidates<'_, A, S>,
+        cx: &mut PickContext<'_, Req>,
+        most: usize,
+    ) -> Option<Vec<usize>> {
+        let hash = self.policy.hash(cx).ok()?;
+        let has_room = self.room_among(candidates)?;
+        let mut chosen = Mask::new();
+        let mut picks = Vec::new();
+        while picks.len() < most.min(MOST_BY_KEY) {
+            let accept = |position| !chosen.contains(position) && has_room(position);
+            let Some(position) = self.find(&table.table, hash, accept) else {
+                break;
+            };
+            chosen.insert(position);
+            picks.push(position);
+        }
+        if picks.len() < most {
+            let load = |member: &Member<A, S>| {
+                member.service.in_flight() as f64 / f64::from(member.weight)
+            };
+            // The sort is stable: members with room come from a position on that the key leads to.
+            let start = hash as usize % candidates.members().len().max(1);
+            let (before, after): (Vec<_>, Vec<_>) = candidates
+                .iter()
+                .filter(|(position, _)| !chosen.contains(*position))
+                .map(|(position, member)| match has_room(position) {
+                    true => (position, 0.0),
+                    false => (position, load(member)),
+                })
+                .partition(|(position, _)| *position < start);
+            let mut others = [after, before].concat();
+            others.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+            picks.extend(others.into_iter().map(|(position, _)| position));
+            picks.truncate(most);
+        }
+        Some(picks)
+    }
+
     fn hash_of(&self, cx: &mut PickContext<'_, Req>) -> Option<u64> {
         self.policy.key_hash(cx.request()?)
     }
@@ -263,3 +310,7 @@ where
 /// Limits the jumps of one pick. With many keys and nine in ten endpoints full, one pick in a
 /// thousand has found no room by then.
 const MOST_JUMPS: u64 = 64;
+
+/// After this many members that are not ready, the key's own order is left: to find each one costs
+/// a walk past those before it.
+const MOST_BY_KEY: usize = 16;

@@ -263,7 +263,7 @@ where
         true
     }
 
-    fn choices(
+    fn pick_several(
         &self,
         table: &Self::Table,
         candidates: Candidates<'_, A, S>,

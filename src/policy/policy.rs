@@ -97,11 +97,11 @@ pub trait Policy<A, S, Req>: Send + Sync + 'static {
         false
     }
 
-    /// Returns the next `most` choices in their order, if that is cheaper than as many picks.
+    /// Returns the next `most` picks in their order, if that is cheaper than to pick one by one.
     ///
-    /// Asked where several members may be needed, as when a chosen one is not ready. Fewer than `most` mean that no other member suits.
-    /// Default: `None`, and [`pick`](Self::pick) is called for each.
-    fn choices(
+    /// Called when a member that was picked is not ready. Fewer than `most` mean that no other
+    /// member suits. Default: `None`, and [`pick`](Self::pick) is called for each.
+    fn pick_several(
         &self,
         table: &Self::Table,
         candidates: Candidates<'_, A, S>,

@@ -54,7 +54,7 @@ where
     A: Address,
     S: Service<Req, Error: Into<BoxError>> + Clone,
 {
-    /// Polls the members that the caller waits for, then the others as far as there is news of them.
+    /// Polls the members that the caller waits for, then those of the others that have news.
     pub(super) fn look<P>(
         &mut self,
         at: &mut Look<'_, A, S, P, Req>,
@@ -186,12 +186,13 @@ where
         if self.is_exact {
             return ControlFlow::Continue(Left::Nobody);
         }
-        if most > 1 && most != usize::MAX {
+        if most > 1 {
             let candidates = self.candidates(snapshot);
             let pick = &mut PickContext::new(at.request, at.rng);
-            let choices = at.policy.choices(&snapshot.table, candidates, pick, most);
-            if let Some(choices) = choices {
-                return self.ask_each(choices, most, snapshot, cx);
+            let most = most.min(snapshot.members.len());
+            let table = &snapshot.table;
+            if let Some(picks) = at.policy.pick_several(table, candidates, pick, most) {
+                return self.ask_each(picks, most, snapshot, cx);
             }
         }
         for _ in 0..most {
@@ -239,16 +240,16 @@ where
     /// Asks the chosen members, one after the other, until one is ready.
     fn ask_each<T>(
         &mut self,
-        choices: Vec<usize>,
+        picks: Vec<usize>,
         most: usize,
         snapshot: &Snapshot<A, S, T>,
         cx: &mut Context<'_>,
     ) -> ControlFlow<Selected<S>, Left> {
-        let left = match choices.len() < most {
+        let left = match picks.len() < most {
             true => Left::Nobody,
             false => Left::Others,
         };
-        for position in choices {
+        for position in picks {
             if self.candidates(snapshot).contains(position) {
                 let wish = Wish::new(snapshot.members[position].id, Choice::Member(position));
                 self.ask(snapshot, position, wish, cx)?;

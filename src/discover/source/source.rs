@@ -48,7 +48,7 @@ pub(super) type Answer<A> = Result<Vec<Target<A>>, String>;
 
 /// Makes a source of a function that asks a registry, again and again.
 ///
-/// It is asked anew `every` so long after an answer, with up to a tenth more at random, so that
+/// It is asked again `every` so long after an answer, with up to a tenth more at random, so that
 /// clients do not ask at the same moments. An answer that takes more than ten seconds is a failure;
 /// so is a panic.
 ///

@@ -161,7 +161,7 @@ async fn those_that_fail_to_become_ready_are_asked_again_while_others_are_waited
     assert!(all.is_ready().await);
 }
 
-/// A request that was everywhere waits where it was. A newcomer takes it from there.
+/// A request that has been to every endpoint waits for one of them, until a newcomer takes it.
 #[tokio::test(start_paused = true)]
 async fn an_excluded_endpoint_is_left_for_a_newcomer() {
     let mut all = Waiting::among(2, 1).await;

@@ -1,5 +1,13 @@
 //! Hash policies through the balancer.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
 use tokio_test::{assert_pending, assert_ready_ok, task};
 
 use super::*;
@@ -490,4 +498,64 @@ async fn a_bound_holds_among_those_that_are_ready() {
         answers.push(answer);
     }
     assert_eq!([0, 1, 2].map(|i: usize| servers[i].calls()), [0, 10, 10]);
+}
+
+/// A service that is never ready, and that counts how often its load is read.
+#[derive(Clone, Debug)]
+struct Queueing(Arc<AtomicUsize>);
+
+impl Service<u64> for Queueing {
+    type Response = usize;
+    type Error = tower::BoxError;
+    type Future = std::future::Ready<Result<usize, tower::BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Pending
+    }
+
+    fn call(&mut self, _: u64) -> Self::Future {
+        unreachable!("it is never ready")
+    }
+}
+
+impl InFlight for Queueing {
+    fn in_flight(&self) -> usize {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        1
+    }
+}
+
+impl TotalInFlight for Queueing {
+    fn total_in_flight(&self) -> usize {
+        2_000
+    }
+}
+
+/// A first look at `n` members that are not ready reads some loads of each, not `n`.
+#[tokio::test(start_paused = true)]
+async fn a_bound_is_computed_once_for_a_look_at_all() {
+    async fn check<C: HashScheme>(overflow: Overflow) {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let policy = by_number::<C>().bounded(1.25).unwrap().overflow(overflow);
+        let services = reads.clone();
+        let mut balance = ServiceBuilder::new()
+            .layer(BalanceLayer::new(policy))
+            .layer(fixed(0..2_000))
+            .service(move |_: &Endpoint<usize>| Queueing(services.clone()));
+        settle().await;
+        balance.ready().await.unwrap();
+        let before = reads.load(Ordering::Relaxed);
+        let mut answer = task::spawn(balance.call(7));
+        assert_pending!(answer.poll());
+        let reads = reads.load(Ordering::Relaxed) - before;
+        assert!(
+            reads < 10 * 2_000,
+            "{overflow:?}: {reads} reads of 2 000 loads"
+        );
+    }
+    for overflow in [Overflow::Next, Overflow::Rehash] {
+        check::<hash::table::RingScheme>(overflow).await;
+        check::<hash::table::MaglevScheme>(overflow).await;
+        check::<hash::table::RendezvousScheme>(overflow).await;
+    }
 }

@@ -211,7 +211,7 @@ async fn poll_some<T, E: fmt::Debug>(
     false
 }
 
-/// Changes the set, and notes who has left once all can see it.
+/// Changes the set, and notes the endpoints that left once all can see it.
 async fn churn(
     targets: &watch::Sender<Vec<(usize, u32)>>,
     watcher: &Watcher<usize>,
