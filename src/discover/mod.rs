@@ -73,8 +73,14 @@
 //! stream that ends before it has yielded anything leaves an empty set.
 
 mod again;
+#[cfg(feature = "dns")]
+mod dns;
 mod each;
 mod fallible;
+#[cfg(any(feature = "cloud-map", feature = "dns", feature = "kubernetes"))]
+mod family;
+#[cfg(feature = "file")]
+mod file;
 mod fixed;
 mod from;
 mod roster;
@@ -86,9 +92,18 @@ mod watching;
 pub(crate) use self::each::sealed::Sealed as SealedWrap;
 pub use tower::discover::{Change, Discover};
 
+#[cfg(feature = "dns")]
+#[cfg_attr(docsrs, doc(cfg(feature = "dns")))]
+pub use self::dns::Dns;
+#[cfg(any(feature = "cloud-map", feature = "dns", feature = "kubernetes"))]
+#[cfg_attr(
+    docsrs,
+    doc(cfg(any(feature = "cloud-map", feature = "dns", feature = "kubernetes")))
+)]
+pub use self::family::AddressFamily;
 #[cfg(feature = "file")]
 #[cfg_attr(docsrs, doc(cfg(feature = "file")))]
-pub use self::source::file;
+pub use self::file::file;
 
 pub use self::{
     each::{Each, EachWith, each, each_with},

@@ -14,6 +14,27 @@ pub struct NoAnswer {
 pub enum StartError {
     /// There is no tokio runtime here, or it has no timers (`enable_time`).
     NoRuntime,
+    /// A setting of the source has a value that can't be used.
+    #[non_exhaustive]
+    BadSetting {
+        /// The source, as it is called.
+        of: String,
+        /// What is wrong with which setting.
+        problem: String,
+    },
+}
+
+impl StartError {
+    #[cfg(any(
+        feature = "cloud-map",
+        feature = "consul",
+        feature = "dns",
+        feature = "kubernetes"
+    ))]
+    pub(in crate::discover) fn bad_setting(of: &impl fmt::Display, problem: String) -> Self {
+        let of = of.to_string();
+        Self::BadSetting { of, problem }
+    }
 }
 
 impl NoAnswer {
@@ -59,6 +80,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRuntime => f.write_str("a source needs a tokio runtime with timers"),
+            Self::BadSetting { of, problem } => write!(f, "{of}: {problem}"),
         }
     }
 }

@@ -4,19 +4,15 @@
 //! events stand in one place, and hold for all sources.
 
 mod error;
-#[cfg(feature = "file")]
-mod file;
-#[cfg(feature = "file")]
-mod file_format;
 mod found;
 mod keeper;
 mod open;
+mod settings;
 mod source;
 mod state;
 mod task;
 
-#[cfg(feature = "file")]
-pub use self::file::file;
+pub(super) use self::settings::{Settings, source_setters};
 pub use self::{
     error::{NoAnswer, StartError},
     found::{Found, FoundDiscover},

@@ -1,12 +1,6 @@
 use std::{error::Error, fmt, net::SocketAddr};
 
-use futures_util::{StreamExt, stream};
-
-use super::{
-    error::StartError,
-    found::Found,
-    source::{Source, follow},
-};
+use super::{error::StartError, found::Found, source::Source};
 
 /// Opens the source that a text names, for example one from a configuration.
 ///
@@ -57,7 +51,7 @@ fn parse(text: &str) -> Result<Source, Kind> {
     let (scheme, rest) = text.split_once(':').ok_or(Kind::NoScheme)?;
     let start = scheme.len() + 1;
     match scheme {
-        "static" => Ok(fixed_source(addresses(rest, start)?).named(text)),
+        "static" => Ok(Source::fixed(addresses(rest, start)?).named(text)),
         "file" => file(rest, start),
         _ => Err(Kind::UnknownScheme(scheme.to_owned())),
     }
@@ -75,19 +69,13 @@ fn addresses(list: &str, start: usize) -> Result<Vec<SocketAddr>, Kind> {
     Ok(addresses)
 }
 
-/// A source that answers once and then never again.
-fn fixed_source(addresses: Vec<SocketAddr>) -> Source {
-    let answer = Ok::<_, std::convert::Infallible>(addresses);
-    follow(stream::iter([answer]).chain(stream::pending()))
-}
-
 #[cfg(feature = "file")]
 fn file(path: &str, start: usize) -> Result<Source, Kind> {
     let path = path.strip_prefix("//").unwrap_or(path);
     if path.is_empty() {
         return Err(Kind::Bad("the path is missing".to_owned(), start));
     }
-    Ok(super::file(path))
+    Ok(crate::discover::file(path))
 }
 
 #[cfg(not(feature = "file"))]

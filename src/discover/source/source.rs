@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::Poll,
@@ -12,7 +13,8 @@ use tokio::{runtime::Handle, sync::watch, time::timeout};
 use super::{
     error::StartError,
     found::Found,
-    keeper::{Keeper, WhenEmpty},
+    keeper::Keeper,
+    settings::{Settings, source_setters},
     state::SourceState,
     task,
 };
@@ -32,13 +34,13 @@ use crate::{
 ///   counts.
 /// - Before the first answer with targets there is nothing to keep: an empty one is believed.
 #[must_use = "a source does nothing unless started"]
-pub struct Source<A = std::net::SocketAddr> {
-    name: Arc<str>,
-    pub(super) lists: Lists<A>,
+pub struct Source<A = SocketAddr> {
+    /// What it is called unless it is named.
+    kind: Arc<str>,
+    lists: Lists<A>,
     /// The pause after a success.
-    pub(super) every: Duration,
-    when_empty: WhenEmpty,
-    settle: Option<Duration>,
+    every: Duration,
+    settings: Settings,
 }
 
 /// The answers of a source. An error is told by its text.
@@ -145,38 +147,30 @@ fn in_words<T: IntoTarget, E: fmt::Display>(
 }
 
 impl<A> Source<A> {
-    fn new(name: &str, lists: Lists<A>) -> Self {
+    /// Takes what was set for a kind of source.
+    #[cfg(any(
+        feature = "cloud-map",
+        feature = "consul",
+        feature = "dns",
+        feature = "file",
+        feature = "kubernetes"
+    ))]
+    pub(in crate::discover) fn with(mut self, kind: String, settings: Settings) -> Self {
+        self.kind = kind.into();
+        self.settings = settings;
+        self
+    }
+
+    fn new(kind: &str, lists: Lists<A>) -> Self {
         Self {
-            name: name.into(),
+            kind: kind.into(),
             lists,
             every: Duration::ZERO,
-            when_empty: WhenEmpty::KeepFor(Duration::from_secs(30)),
-            settle: None,
+            settings: Settings::REGISTRY,
         }
     }
 
-    /// Sets the name of the source, which is in its events and errors. Default: what it is.
-    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// Sets what an empty answer means after one with targets. Default: the set is kept for 30 s.
-    ///
-    /// A registry that restarts, or that loses its own view, often answers with nothing. To keep a
-    /// set whose servers are really gone costs errors that the callers get anyway.
-    pub const fn when_empty(mut self, when_empty: WhenEmpty) -> Self {
-        self.when_empty = when_empty;
-        self
-    }
-
-    /// Sets how long a set is kept that would lose more than half of its targets at once.
-    ///
-    /// Default: such an answer is believed at once.
-    pub const fn settle(mut self, settle: Duration) -> Self {
-        self.settle = Some(settle);
-        self
-    }
+    source_setters!();
 }
 
 impl<A: Address + Clone> Source<A> {
@@ -192,8 +186,8 @@ impl<A: Address + Clone> Source<A> {
         }
         let (serve, lists) = watch::channel(None);
         let state = Arc::new(Mutex::new(SourceState::default()));
-        let keeper = Keeper::new(self.when_empty, self.settle);
-        let name = self.name.clone();
+        let keeper = Keeper::new(self.settings.when_empty, self.settings.settle);
+        let name = self.settings.name.unwrap_or(self.kind);
         runtime.spawn(task::run(
             self.lists,
             self.every,
@@ -208,12 +202,19 @@ impl<A: Address + Clone> Source<A> {
     }
 }
 
+impl Source {
+    /// A source that answers once and then never again.
+    pub(in crate::discover) fn fixed(addresses: Vec<SocketAddr>) -> Self {
+        let answer = Ok::<_, std::convert::Infallible>(addresses);
+        follow(stream::iter([answer]).chain(stream::pending()))
+    }
+}
+
 impl<A> fmt::Debug for Source<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Source")
-            .field("name", &self.name)
-            .field("when_empty", &self.when_empty)
-            .field("settle", &self.settle)
+            .field("kind", &self.kind)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }

@@ -15,12 +15,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    file_format::{self, BadFile},
-    keeper::WhenEmpty,
-    source::{Source, follow},
+use super::format::{self, BadFile};
+use crate::{
+    discover::source::{Settings, Source, follow},
+    endpoint::Target,
 };
-use crate::endpoint::Target;
 
 /// Makes a source of a file that lists targets, in JSON or as plain text.
 ///
@@ -66,7 +65,7 @@ pub fn file(path: impl Into<PathBuf>) -> Source {
         let list = reading.next().await;
         Some((list, reading))
     });
-    follow(lists).named(name).when_empty(WhenEmpty::Keep)
+    follow(lists).with(name, Settings::LIST)
 }
 
 struct Reading {
@@ -93,7 +92,7 @@ impl Reading {
         let path = self.path.clone();
         let read = move || {
             let text = fs::read_to_string(&path).map_err(BadFile::Unread)?;
-            file_format::targets(&text)
+            format::targets(&text)
         };
         match spawn_blocking(read).await {
             Ok(targets) => targets,

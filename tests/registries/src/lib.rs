@@ -1,0 +1,8 @@
+//! What the tests of discovery share: registries to start, servers to find, and a client behind the
+//! whole stack.
+#![allow(clippy::unwrap_used)]
+
+pub mod backends;
+pub mod dns;
+pub mod program;
+pub mod traffic;

@@ -1,0 +1,126 @@
+//! Programs that the tests start, and those that are not there.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    process::Child,
+    time::{Instant, sleep},
+};
+
+/// A program that runs until this is dropped.
+#[derive(Debug)]
+pub struct Program(Child);
+
+impl Program {
+    /// Starts a program in a process of its own.
+    ///
+    /// # Panics
+    ///
+    /// If it can't be started.
+    pub fn start(program: &Path, arguments: &[&str]) -> Self {
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self(command.spawn().expect("the program starts"))
+    }
+
+    /// Kills the program and waits for its end.
+    pub async fn kill(mut self) {
+        let _ = self.0.kill().await;
+    }
+}
+
+/// Finds a program in the folders of `PATH` and in `/usr/sbin`, or at the path that the environment
+/// variable `at` holds.
+///
+/// Returns `None`, and says so loudly, where it is not there.
+///
+/// # Panics
+///
+/// If it is not there and `CI` is set: then it is to be installed.
+#[must_use]
+pub fn find(program: &str, at: &str) -> Option<PathBuf> {
+    let given = std::env::var_os(at).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let found = given.or_else(|| {
+        let mut files = folders.map(|folder| folder.join(program));
+        files.find(|file| file.is_file())
+    });
+    if found.is_none() {
+        let is_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+        assert!(!is_ci, "`{program}` is not installed");
+        eprintln!("NOT RUN: `{program}` is not installed, nor does {at} name it");
+    }
+    found
+}
+
+/// Runs a program to its end.
+///
+/// # Panics
+///
+/// If it fails.
+pub fn run(program: &Path, arguments: &[&str], input: Option<&Path>) {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(input) = input {
+        command.stdin(std::fs::File::open(input).unwrap());
+    }
+    let output = command.output().expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{program:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Returns a port of 127.0.0.1 that nobody listens at.
+pub async fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Waits until `is_true`, for at most half a minute.
+///
+/// # Panics
+///
+/// If it does not come true.
+#[track_caller]
+pub fn until(what: &str, mut is_true: impl FnMut() -> bool) -> impl Future<Output = Duration> {
+    let what = what.to_owned();
+    async move {
+        let start = Instant::now();
+        while !is_true() {
+            assert!(start.elapsed() < PATIENCE, "{what}: still not so");
+            sleep(Duration::from_millis(2)).await;
+        }
+        start.elapsed()
+    }
+}
+
+/// Waits until `is_true` without an error, for at most half a minute.
+///
+/// # Panics
+///
+/// If it does not come true.
+pub async fn until_ok<T>(what: &str, mut ask: impl AsyncFnMut() -> io::Result<T>) -> T {
+    let start = Instant::now();
+    loop {
+        match ask().await {
+            Ok(value) => return value,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{what}: {error}"),
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);

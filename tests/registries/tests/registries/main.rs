@@ -1,0 +1,4 @@
+//! Discovery against the real thing: servers of each kind on loopback.
+#![allow(clippy::unwrap_used)]
+
+mod dns;
