@@ -83,6 +83,8 @@ mod family;
 mod file;
 mod fixed;
 mod from;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod roster;
 mod source;
 mod watch;
@@ -104,6 +106,9 @@ pub use self::family::AddressFamily;
 #[cfg(feature = "file")]
 #[cfg_attr(docsrs, doc(cfg(feature = "file")))]
 pub use self::file::file;
+#[cfg(feature = "kubernetes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "kubernetes")))]
+pub use self::kubernetes::{Kubernetes, ServicePort};
 
 pub use self::{
     each::{Each, EachWith, each, each_with},

@@ -4,5 +4,7 @@
 
 pub mod backends;
 pub mod dns;
+pub mod kubernetes;
 pub mod program;
+pub mod server;
 pub mod traffic;
