@@ -73,6 +73,8 @@
 //! stream that ends before it has yielded anything leaves an empty set.
 
 mod again;
+#[cfg(feature = "consul")]
+mod consul;
 #[cfg(feature = "dns")]
 mod dns;
 mod each;
@@ -94,6 +96,9 @@ mod watching;
 pub(crate) use self::each::sealed::Sealed as SealedWrap;
 pub use tower::discover::{Change, Discover};
 
+#[cfg(feature = "consul")]
+#[cfg_attr(docsrs, doc(cfg(feature = "consul")))]
+pub use self::consul::{Consistency, Consul};
 #[cfg(feature = "dns")]
 #[cfg_attr(docsrs, doc(cfg(feature = "dns")))]
 pub use self::dns::Dns;

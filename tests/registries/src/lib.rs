@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod backends;
+pub mod consul;
 pub mod dns;
 pub mod kubernetes;
 pub mod program;
