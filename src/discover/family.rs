@@ -16,14 +16,6 @@ pub enum AddressFamily {
 }
 
 impl AddressFamily {
-    pub(super) const fn has_v4(self) -> bool {
-        !matches!(self, Self::V6)
-    }
-
-    pub(super) const fn has_v6(self) -> bool {
-        !matches!(self, Self::V4)
-    }
-
     /// Returns those that are used.
     pub(super) fn choose<T>(self, v4: Vec<T>, v6: Vec<T>) -> Vec<T> {
         match self {

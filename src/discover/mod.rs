@@ -73,6 +73,8 @@
 //! stream that ends before it has yielded anything leaves an empty set.
 
 mod again;
+#[cfg(feature = "cloud-map")]
+mod cloud_map;
 #[cfg(feature = "consul")]
 mod consul;
 #[cfg(feature = "dns")]
@@ -96,6 +98,9 @@ mod watching;
 pub(crate) use self::each::sealed::Sealed as SealedWrap;
 pub use tower::discover::{Change, Discover};
 
+#[cfg(feature = "cloud-map")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cloud-map")))]
+pub use self::cloud_map::{CloudMap, HealthFilter};
 #[cfg(feature = "consul")]
 #[cfg_attr(docsrs, doc(cfg(feature = "consul")))]
 pub use self::consul::{Consistency, Consul};

@@ -92,8 +92,8 @@ impl Resolver {
             true => Some(self.lookup(&name, kind, ip).await),
             false => None,
         };
-        let v4 = lookup(RecordType::A, family.has_v4());
-        let v6 = lookup(RecordType::AAAA, family.has_v6());
+        let v4 = lookup(RecordType::A, family != AddressFamily::V6);
+        let v6 = lookup(RecordType::AAAA, family != AddressFamily::V4);
         let (v4, v6) = join(v4, v6).await;
         LookedUp { name, v4, v6 }
     }

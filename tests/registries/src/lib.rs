@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod backends;
+pub mod cloud_map;
 pub mod consul;
 pub mod dns;
 pub mod kubernetes;
