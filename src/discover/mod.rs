@@ -89,6 +89,7 @@ mod fixed;
 mod from;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
+mod open;
 mod roster;
 mod source;
 mod watch;
@@ -125,10 +126,8 @@ pub use self::{
     fallible::{Fallible, fallible},
     fixed::{FixedLayer, fixed},
     from::from_discover,
-    source::{
-        Failure, Found, NoAnswer, OpenError, Source, SourceState, StartError, WhenEmpty, follow,
-        open, poll,
-    },
+    open::{OpenError, open},
+    source::{Failure, Found, NoAnswer, Source, SourceState, StartError, WhenEmpty, follow, poll},
     watch::WatchLayer,
 };
 

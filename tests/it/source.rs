@@ -278,16 +278,55 @@ async fn a_stream_that_ends_without_an_answer_is_not_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_always_has_another_list_leaves_the_thread_to_others() {
-    let mut turns = 0_usize;
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = turns.clone();
     let lists = stream::repeat_with(move || {
-        turns += 1;
-        Ok::<_, &str>(vec![turns % 3])
+        let turn = counted.fetch_add(1, Relaxed);
+        Ok::<_, &str>(vec![turn % 3])
     });
-    let found = discover::follow(lists).start().unwrap();
+    // Not without end, so that a task that keeps the thread ends in time.
+    let found = discover::follow(lists.take(100_000)).start().unwrap();
     let first = found.first(SECOND).await.unwrap();
     assert_eq!(first.len(), 1);
+    let turns = turns.load(Relaxed);
+    assert!(
+        turns < 1_000,
+        "{turns} lists before anybody else had a turn"
+    );
     drop(found);
+}
+
+/// To take a large set costs all that follow it: changes that come one after the other are one.
+#[tokio::test(start_paused = true)]
+async fn large_sets_that_change_all_the_time_are_taken_now_and_then() {
+    let taken_in_a_second = async |targets: usize| {
+        let lists = stream::unfold(0, move |last| async move {
+            sleep(Duration::from_millis(2)).await;
+            let list = (last..last + targets).collect::<Vec<_>>();
+            Some((Ok::<_, &str>(list), last + 1))
+        });
+        let found = discover::follow(lists).start().unwrap();
+        let mut sets = found.subscribe();
+        let end = Instant::now() + SECOND;
+        let mut count = 0;
+        while tokio::time::timeout_at(end, sets.changed()).await.is_ok() {
+            count += 1;
+        }
+        count
+    };
+    let (few, many) = (taken_in_a_second(10).await, taken_in_a_second(10_000).await);
+    assert!(few > 300, "{few} small sets");
+    assert!((2..=3).contains(&many), "{many} large sets");
+}
+
+/// However many lists there are, the newest one counts, and what follows is not lost.
+#[tokio::test(start_paused = true)]
+async fn of_lists_that_are_there_at_once_the_newest_counts() {
+    let lists = (0..500).map(|i| Ok(vec![i])).chain([Err("a failure")]);
+    let found = discover::follow(stream::iter(lists)).start().unwrap();
     settle().await;
+    assert_eq!(addresses(&found), [499]);
+    assert_eq!(found.state().last_failure.unwrap().error, "a failure");
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl fmt::Display for Failed {
 }
 
 /// The client tries several times within this time.
-const LONGEST_ANSWER: Duration = Duration::from_secs(20);
+const LONGEST_ANSWER: Duration = Duration::from_secs(10);
 
 /// So often in a row a revision that is the same is believed: then the instances are asked for in
 /// any case.

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::discover::{
     AddressFamily,
-    source::{Found, Settings, Source, StartError, follow, source_setters},
+    source::{
+        Found, Source, StartError, follow,
+        settings::{Settings, source_setters},
+    },
 };
 
 /// Finds targets in AWS Cloud Map: the instances of a service.

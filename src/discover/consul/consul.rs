@@ -12,7 +12,10 @@ use super::{
     query::{Consistency, Query},
     token::Token,
 };
-use crate::discover::source::{Found, Settings, Source, StartError, follow, source_setters};
+use crate::discover::source::{
+    Found, Source, StartError, follow,
+    settings::{Settings, source_setters},
+};
 
 /// Finds targets in Consul: the healthy instances of a service.
 ///

@@ -106,7 +106,7 @@ impl Query {
         // An index that goes back is one of another state.
         self.index = next.filter(|next| index.is_none_or(|last| *next >= last));
         let pause = match is_blocking {
-            true => (came.elapsed() * 4).clamp(LEAST_PAUSE, MOST_PAUSE),
+            true => (came.elapsed() * 10).clamp(LEAST_PAUSE, MOST_PAUSE),
             false => WITHOUT_INDEX,
         };
         self.due = came.checked_add(pause);
@@ -188,10 +188,10 @@ impl fmt::Display for Failed {
 /// An agent that takes longer, beyond what it was asked to wait, is as good as gone.
 const LONGEST_ANSWER: Duration = Duration::from_secs(10);
 
-/// Changes that follow one another so soon are one. Long answers take four times as long as they
-/// take to read, up to the most.
+/// Changes that follow one another so soon are one. After an answer that is long, the pause is ten
+/// times as long as it took to read, up to the most: a change is to be seen within a second.
 const LEAST_PAUSE: Duration = Duration::from_millis(50);
-const MOST_PAUSE: Duration = Duration::from_millis(500);
+const MOST_PAUSE: Duration = Duration::from_millis(800);
 
 /// The pause after an answer that has no index.
 const WITHOUT_INDEX: Duration = Duration::from_secs(1);

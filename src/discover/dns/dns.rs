@@ -6,7 +6,10 @@ use hickory_resolver::proto::rr::Name;
 use super::{resolve::Resolve, resolver::Servers};
 use crate::discover::{
     AddressFamily,
-    source::{Found, Settings, Source, StartError, follow, source_setters},
+    source::{
+        Found, Source, StartError, follow,
+        settings::{Settings, source_setters},
+    },
 };
 
 /// Finds targets in DNS: the addresses of a name, or its SRV records.

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::format::{self, BadFile};
 use crate::{
-    discover::source::{Settings, Source, follow},
+    discover::source::{Source, follow, settings::Settings},
     endpoint::Target,
 };
 

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::discover::{
     AddressFamily,
-    source::{Found, Settings, Source, StartError, follow, source_setters},
+    source::{
+        Found, Source, StartError, follow,
+        settings::{Settings, source_setters},
+    },
 };
 
 /// Finds targets in Kubernetes: the ready endpoints of a service, from its EndpointSlices.

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -64,7 +64,7 @@ impl Slices {
     /// Returns the targets of all slices, each address once.
     pub(super) fn targets(&self, reading: &Reading) -> Result<Vec<Target>, NoSuchPort> {
         let chosen = |of: fn(&Slice) -> &[Target]| {
-            let mut seen = BTreeSet::new();
+            let mut seen = HashSet::new();
             let all = self.0.values().flat_map(of);
             let all = all.filter(|target| seen.insert(target.address));
             let is_v4 = |target: &Target| target.address.is_ipv4();

@@ -6,18 +6,15 @@
 mod error;
 mod found;
 mod keeper;
-mod open;
-mod settings;
+pub(super) mod settings;
 mod source;
 mod state;
 mod task;
 
-pub(super) use self::settings::{Settings, source_setters};
 pub use self::{
     error::{NoAnswer, StartError},
     found::{Found, FoundDiscover},
     keeper::WhenEmpty,
-    open::{OpenError, open},
     source::{Source, follow, poll},
     state::{Failure, SourceState},
 };

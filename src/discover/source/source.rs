@@ -100,6 +100,10 @@ where
 
 /// Makes a source of a stream of lists, each of which is the whole set.
 ///
+/// Of lists that are there at once, the newest counts. A large set that changes all the time is
+/// taken now and then: one of ten thousand targets twice a second, while the stream may yield 256
+/// lists in between.
+///
 /// After an error the stream is polled again, after the pause of a failed source. When it ends, the
 /// last set stays. A panic of the stream ends it.
 ///

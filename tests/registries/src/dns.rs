@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpSocket, TcpStream, UdpSocket},
     task::JoinSet,
     time::sleep,
 };
@@ -150,19 +150,36 @@ pub enum Says {
 pub struct Responder {
     address: SocketAddr,
     shared: Arc<Mutex<(Says, usize)>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Responder {
     /// Starts to answer.
     pub async fn start(says: Says) -> Self {
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let udp = Arc::new(UdpSocket::bind(address).await.unwrap());
-        let shared = Arc::new(Mutex::new((says, 0)));
-        let mut tasks = JoinSet::new();
-        let says = shared.clone();
-        tasks.spawn(async move {
+        let mut responder = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            shared: Arc::new(Mutex::new((says, 0))),
+            tasks: JoinSet::new(),
+        };
+        responder.restart().await;
+        responder
+    }
+
+    /// Listens no more.
+    pub async fn stop(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    /// Listens again, at the same port.
+    pub async fn restart(&mut self) {
+        let tcp = TcpSocket::new_v4().unwrap();
+        tcp.set_reuseaddr(true).unwrap();
+        tcp.bind(self.address).unwrap();
+        let tcp = tcp.listen(64).unwrap();
+        self.address = tcp.local_addr().unwrap();
+        let udp = Arc::new(UdpSocket::bind(self.address).await.unwrap());
+        let says = self.shared.clone();
+        self.tasks.spawn(async move {
             let mut answers = JoinSet::new();
             loop {
                 let mut question = vec![0; 4096];
@@ -179,8 +196,8 @@ impl Responder {
                 while answers.try_join_next().is_some() {}
             }
         });
-        let says = shared.clone();
-        tasks.spawn(async move {
+        let says = self.shared.clone();
+        self.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut stream, _)) = tcp.accept().await {
                 let says = says.clone();
@@ -198,11 +215,6 @@ impl Responder {
                 });
             }
         });
-        Self {
-            address,
-            shared,
-            _tasks: tasks,
-        }
     }
 
     /// Returns where it listens.
@@ -220,6 +232,16 @@ impl Responder {
     #[must_use]
     pub fn asked(&self) -> usize {
         self.shared.lock().unwrap().1
+    }
+}
+
+impl Registry for Responder {
+    async fn list(&mut self, servers: &[SocketAddr]) {
+        let v4 = |server: &SocketAddr| match server.ip() {
+            IpAddr::V4(ip) => ip,
+            IpAddr::V6(_) => unreachable!("the servers have IPv4 addresses"),
+        };
+        self.say(Says::Addresses(servers.iter().map(v4).collect(), 1));
     }
 }
 

@@ -174,6 +174,9 @@ impl ApiServer {
         };
         let event = json!({ "type": kind, "object": object });
         state.events.push((version, event));
+        if state.events.len() > MOST_EVENTS {
+            state.oldest = state.events.remove(0).0 + 1;
+        }
         drop(state);
         self.shared.changed.send_replace(version);
     }
@@ -208,6 +211,9 @@ impl ApiServer {
         (state.lists, state.watches)
     }
 }
+
+/// So many events are remembered.
+const MOST_EVENTS: usize = 500;
 
 /// A slice with these endpoints, all ready, at their port.
 #[must_use]
@@ -316,7 +322,7 @@ fn slowly(bytes: Bytes) -> impl futures_util::Stream<Item = std::io::Result<Byte
 fn watch_from(uri: &http::Uri, shared: &Arc<Shared>, mode: Mode) -> http::Response<Body> {
     let from = parameter(uri, "resourceVersion").and_then(|version| version.parse().ok());
     let seconds = parameter(uri, "timeoutSeconds").and_then(|seconds| seconds.parse().ok());
-    let mut from: u64 = from.unwrap_or(0);
+    let from: u64 = from.unwrap_or(0);
     let oldest = {
         let mut state = shared.state.lock().unwrap();
         state.watches += 1;
@@ -326,45 +332,17 @@ fn watch_from(uri: &http::Uri, shared: &Arc<Shared>, mode: Mode) -> http::Respon
         let gone = json!({ "type": "ERROR", "object": status(410, "Expired") });
         return text(200, format!("{gone}\n"));
     }
-    let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(290));
-    let changed = shared.changed.subscribe();
-    let events = stream::unfold(
-        (shared.clone(), changed),
-        move |(shared, mut changed)| async move {
-            let mut bookmark = Instant::now() + Duration::from_secs(1);
-            loop {
-                let now = changed.borrow_and_update();
-                drop(now);
-                let lines = {
-                    let state = shared.state.lock().unwrap();
-                    let seen = from;
-                    let mut lines = String::new();
-                    for (version, event) in state.events.iter().filter(|event| event.0 > seen) {
-                        lines += &format!("{event}\n");
-                        from = from.max(*version);
-                    }
-                    lines
-                };
-                if !lines.is_empty() {
-                    return Some((Bytes::from(lines), (shared, changed)));
-                }
-                tokio::select! {
-                    Ok(()) = changed.changed() => {}
-                    () = sleep_until(end) => return None,
-                    () = sleep_until(bookmark) => {
-                        bookmark += Duration::from_secs(1);
-                        let object = json!({
-                            "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
-                            "metadata": { "resourceVersion": from.to_string() },
-                            "addressType": "", "endpoints": null
-                        });
-                        let event = json!({ "type": "BOOKMARK", "object": object });
-                        return Some((Bytes::from(format!("{event}\n")), (shared, changed)));
-                    }
-                }
-            }
-        },
-    );
+    let watching = Watching {
+        shared: shared.clone(),
+        changed: shared.changed.subscribe(),
+        from,
+        bookmark: Instant::now() + Duration::from_secs(1),
+        end: Instant::now() + Duration::from_secs(seconds.unwrap_or(290)),
+    };
+    let events = stream::unfold(watching, |mut watching| async move {
+        let lines = watching.next().await?;
+        Some((lines, watching))
+    });
     let in_pieces = mode == Mode::InPieces;
     use futures_util::StreamExt;
     let body = events.flat_map(move |lines| match in_pieces {
@@ -372,6 +350,49 @@ fn watch_from(uri: &http::Uri, shared: &Arc<Shared>, mode: Mode) -> http::Respon
         false => stream::iter([Ok(lines)]).right_stream(),
     });
     pieces(200, body)
+}
+
+/// A watch that goes on.
+struct Watching {
+    shared: Arc<Shared>,
+    changed: watch::Receiver<u64>,
+    /// The version that the client knows.
+    from: u64,
+    bookmark: Instant,
+    end: Instant,
+}
+
+impl Watching {
+    /// Returns the lines of the next events, or a bookmark; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            self.changed.mark_unchanged();
+            let lines: String = {
+                let state = self.shared.state.lock().unwrap();
+                let first = state.events.partition_point(|event| event.0 <= self.from);
+                let events = state.events[first..].iter();
+                self.from = events.clone().last().map_or(self.from, |event| event.0);
+                events.map(|(_, event)| format!("{event}\n")).collect()
+            };
+            if !lines.is_empty() {
+                return Some(lines.into());
+            }
+            tokio::select! {
+                Ok(()) = self.changed.changed() => {}
+                () = sleep_until(self.end) => return None,
+                () = sleep_until(self.bookmark) => {
+                    self.bookmark += Duration::from_secs(1);
+                    let object = json!({
+                        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+                        "metadata": { "resourceVersion": self.from.to_string() },
+                        "addressType": "", "endpoints": null
+                    });
+                    let event = json!({ "type": "BOOKMARK", "object": object });
+                    return Some(format!("{event}\n").into());
+                }
+            }
+        }
+    }
 }
 
 /// One slice for each server, so that a change is several events.

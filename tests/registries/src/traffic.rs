@@ -125,17 +125,18 @@ impl Traffic {
     ///
     /// # Panics
     ///
-    /// If they don't within half a minute.
+    /// If they don't within 90 s: the pause after many failures is up to a minute.
     pub async fn until_answered_by(&self, servers: &[SocketAddr]) {
         let servers: BTreeSet<_> = servers.iter().copied().collect();
-        for _ in 0..1_000 {
+        for _ in 0..3_000 {
             self.shared.answered.lock().unwrap().clear();
             sleep(Duration::from_millis(30)).await;
             if *self.shared.answered.lock().unwrap() == servers {
                 return;
             }
         }
-        panic!("{servers:?} do not answer, or others do");
+        let answered = self.shared.answered.lock().unwrap().clone();
+        panic!("{answered:?} answer, not {servers:?}");
     }
 
     /// Stops, and returns the number of requests, and what the failed ones said.
