@@ -44,7 +44,7 @@
 //!
 //! | question | module | main items |
 //! |---|---|---|
-//! | which endpoints exist? | [`discover`] | [`WatchLayer`], [`fixed`], [`from_discover`], [`poll`](discover::poll), [`follow`](discover::follow), [`each`], [`each_with`] |
+//! | which endpoints exist? | [`discover`] | [`WatchLayer`], [`fixed`], [`from_discover`], [`open`](discover::open), [`poll`](discover::poll), [`follow`](discover::follow), [`each`], [`each_with`] |
 //! | what is known about one endpoint? | [`endpoint`] | [`Target`], [`Endpoint`], [`Status`] |
 //! | how busy is it? | [`load`] | [`PendingRequests`], [`PeakEwma`] |
 //! | what does it report about itself? | [`report`] | [`ReportedLayer`], [`ReportedWeightsLayer`] |
@@ -141,6 +141,11 @@
 //! | `orca` | `http::load_report`, `http::load_metric`: read the load that servers report in ORCA's header |
 //! | `hdrhistogram` | `HedgeLayer::at_quantile`: hedges after a measured quantile |
 //! | `net` | `health::tcp_connect`: a health check that connects |
+//! | `file` | `discover::file`: targets from a file (Rust 1.91) |
+//! | `dns` | `discover::Dns`: targets from A, AAAA and SRV records (Rust 1.88) |
+//! | `consul` | `discover::Consul`: targets from Consul |
+//! | `kubernetes`, `kubernetes-rustls` | `discover::Kubernetes`: targets from EndpointSlices; with TLS (Rust 1.89) |
+//! | `cloud-map`, `cloud-map-rustls` | `discover::CloudMap`: targets from AWS Cloud Map; with a client by the environment (Rust 1.94.1) |
 //!
 //! None is on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -12,6 +12,10 @@
 //! | [`from_discover`] | any tower `Discover`, tower's `ServiceList` too |
 //! | [`poll`] | what an async function of yours returns, asked at an interval |
 //! | [`follow`] | a stream of lists |
+//! | `Dns`, with feature `dns` | the addresses of a name, or its SRV records |
+//! | `Consul`, with feature `consul` | the healthy instances of a service |
+//! | `Kubernetes`, with feature `kubernetes` | the ready endpoints of a service |
+//! | `CloudMap`, with feature `cloud-map` | the instances of a service in AWS Cloud Map |
 //! | `file`, with feature `file` | a file, read again when it changes |
 //! | [`open`] | what a text from a configuration names |
 //!

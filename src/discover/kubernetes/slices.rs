@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
-        let targets = of(slices, &reading()).unwrap();
+        let targets = of(slices, &reading()).expect("the only port");
         targets.iter().map(|t| t.address.ip().to_string()).collect()
     }
 

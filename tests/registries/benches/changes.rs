@@ -34,7 +34,7 @@ use tower_lb::{
     discover::{self, Found},
     each,
 };
-use tower_lb_registries::{backends::Backends, consul::Agent, kubernetes::ApiServer};
+use tower_lb_registries::{backends::Backends, consul::Agent, file::File, kubernetes::ApiServer};
 
 const N: usize = 10_000;
 
@@ -81,26 +81,22 @@ impl Changing for Streamed {
     }
 }
 
-struct File(tempfile::TempDir);
-
 impl Changing for File {
     const NAME: &'static str = "file";
 
     async fn start() -> Self {
-        let mut file = Self(tempfile::tempdir().unwrap());
+        let mut file = Self::default();
         file.change(0).await;
         file
     }
 
     fn found(&mut self) -> Found {
-        discover::file(self.0.path().join("users")).start().unwrap()
+        self.source().start().unwrap()
     }
 
     async fn change(&mut self, more: usize) {
         let lines = (0..N + more).map(|i| format!("{}\n", address(i)));
-        let new = self.0.path().join("new");
-        fs::write(&new, lines.collect::<String>()).unwrap();
-        fs::rename(new, self.0.path().join("users")).unwrap();
+        self.write(&lines.collect::<String>());
     }
 }
 

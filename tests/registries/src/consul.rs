@@ -59,9 +59,9 @@ pub enum Mode {
 }
 
 impl Agent {
-    /// Starts a real agent; `None` where Consul is not installed.
+    /// Starts a real agent; `None` where Consul is not installed, as it is hard to come by.
     pub async fn real() -> Option<Self> {
-        let program = program::find("consul", "CONSUL")?;
+        let program = program::find_or_say("consul", "CONSUL")?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port().await));
         let mut agent = Self::of(Kind::Real(program, None), address);
         agent.restart().await;

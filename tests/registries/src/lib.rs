@@ -6,6 +6,7 @@ pub mod backends;
 pub mod cloud_map;
 pub mod consul;
 pub mod dns;
+pub mod file;
 pub mod kubernetes;
 pub mod program;
 pub mod server;

@@ -39,16 +39,25 @@ impl Program {
     }
 }
 
+/// Finds a program as [`find_or_say`] does.
+///
+/// # Panics
+///
+/// If it is not there and `CI` is `true`: then it is to be installed.
+#[must_use]
+pub fn find(program: &str, at: &str) -> Option<PathBuf> {
+    let found = find_or_say(program, at);
+    let is_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    assert!(found.is_some() || !is_ci, "`{program}` is not installed");
+    found
+}
+
 /// Finds a program in the folders of `PATH` and in `/usr/sbin`, or at the path that the environment
 /// variable `at` holds.
 ///
 /// Returns `None`, and says so loudly, where it is not there.
-///
-/// # Panics
-///
-/// If it is not there and `CI` is set: then it is to be installed.
 #[must_use]
-pub fn find(program: &str, at: &str) -> Option<PathBuf> {
+pub fn find_or_say(program: &str, at: &str) -> Option<PathBuf> {
     let given = std::env::var_os(at).map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
@@ -57,8 +66,6 @@ pub fn find(program: &str, at: &str) -> Option<PathBuf> {
         files.find(|file| file.is_file())
     });
     if found.is_none() {
-        let is_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-        assert!(!is_ci, "`{program}` is not installed");
         eprintln!("NOT RUN: `{program}` is not installed, nor does {at} name it");
     }
     found

@@ -5,18 +5,17 @@
 
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
-use serde_json::Value;
-use tempfile::TempDir;
 use tokio::{
     runtime::{Builder, Handle},
     time::sleep,
 };
-use tower_lb::discover::{self, Dns, Found};
+use tower_lb::discover::{Dns, Found};
 use tower_lb_registries::{
     backends::Backends,
     cloud_map::{self, Moto},
     consul::{self, Agent},
     dns::{Responder, Says},
+    file::File,
     kubernetes::{self, ApiServer},
     program::until,
     traffic::{Registry, Retries, Traffic, stack},
@@ -151,39 +150,18 @@ impl Faulty for Moto {
     }
 }
 
-/// A file in a folder of its own.
-struct File(TempDir);
-
-impl File {
-    fn write(&self, text: &str) {
-        let new = self.0.path().join("new");
-        fs::write(&new, text).unwrap();
-        fs::rename(new, self.0.path().join("users.json")).unwrap();
-    }
-}
-
-impl Registry for File {
-    async fn list(&mut self, servers: &[SocketAddr]) {
-        let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
-        self.write(&Value::from(servers).to_string());
-    }
-}
-
 impl Faulty for File {
     async fn start() -> Option<Self> {
-        Some(Self(tempfile::tempdir().unwrap()))
+        Some(Self::default())
     }
 
     fn found(&self, _: u16) -> Found {
-        let file = discover::file(self.0.path().join("users.json"));
-        file.start().unwrap()
+        self.source().start().unwrap()
     }
 
     async fn fail(&mut self, fault: Fault) {
         match fault {
-            Fault::Away => {
-                let _ = fs::remove_file(self.0.path().join("users.json"));
-            }
+            Fault::Away => self.remove(),
             Fault::Garbage => self.write("[\"10.0.0."),
             Fault::Empty => self.write("[]"),
             // A file does not hang.

@@ -4,4 +4,5 @@
 mod cloud_map;
 mod consul;
 mod dns;
+mod file;
 mod kubernetes;
