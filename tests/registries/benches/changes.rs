@@ -81,22 +81,25 @@ impl Changing for Streamed {
     }
 }
 
-impl Changing for File {
+/// A file, and the two texts that it has in turns.
+struct Written(File, [String; 2]);
+
+impl Changing for Written {
     const NAME: &'static str = "file";
 
     async fn start() -> Self {
-        let mut file = Self::default();
-        file.change(0).await;
-        file
+        let lines = |n| (0..n).map(|i| format!("{}\n", address(i))).collect();
+        let mut written = Self(File::default(), [lines(N), lines(N + 1)]);
+        written.change(0).await;
+        written
     }
 
     fn found(&mut self) -> Found {
-        self.source().start().unwrap()
+        self.0.source().start().unwrap()
     }
 
     async fn change(&mut self, more: usize) {
-        let lines = (0..N + more).map(|i| format!("{}\n", address(i)));
-        self.write(&lines.collect::<String>());
+        self.0.write(&self.1[more]);
     }
 }
 
@@ -288,7 +291,7 @@ fn main() {
     let seconds = if is_test { 1 } else { seconds.unwrap_or(60) };
     let rounds = if is_test { 1 } else { 10 };
     run::<Streamed>(seconds, rounds);
-    run::<File>(seconds, rounds);
+    run::<Written>(seconds, rounds);
     run::<Agent>(seconds, rounds);
     run::<ApiServer>(seconds, rounds);
 }
