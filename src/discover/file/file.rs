@@ -28,6 +28,11 @@ use crate::{
 /// bad keeps the last set; the source's error then names line and column. An empty list keeps the
 /// last set as well, unless [`when_empty`](Source::when_empty) says otherwise.
 ///
+/// # In production
+///
+/// Write a new file beside the old one and rename it: readers then never see half of it. A writer
+/// that has died is not seen from here; watch the file's age where that matters.
+///
 /// # Formats
 ///
 /// A file that begins with `[` is JSON: a list of addresses, of objects, or of groups as in
@@ -47,11 +52,6 @@ use crate::{
 /// 10.0.0.1:80
 /// 10.0.0.2:80 weight=3 zone=eu-1a priority=1   # the new one
 /// ```
-///
-/// # In production
-///
-/// Write a new file beside the old one and rename it: readers then never see half of it. A writer
-/// that has died is not seen from here; watch the file's age where that matters.
 pub fn file(path: impl Into<PathBuf>) -> Source {
     let path = path.into();
     let name = format!("file {}", path.display());
