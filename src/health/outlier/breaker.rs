@@ -272,6 +272,16 @@ impl Breaker {
         }
     }
 
+    /// Returns the number of the newest round of probes.
+    pub(super) const fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Returns whether the probes of this round still decide.
+    pub(super) const fn is_probed_in(&self, round: u64) -> bool {
+        self.round == round && matches!(self.state, State::HalfOpen { .. })
+    }
+
     /// Returns what the breaker does to requests at `now`.
     pub(super) fn view(&self, now: Instant) -> BreakerView {
         let is_out = match self.state {

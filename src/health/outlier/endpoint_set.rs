@@ -157,9 +157,9 @@ impl<A: Address> EndpointSet<A> {
     fn judge_all(&self, all: &[Arc<EndpointState<A>>], now: Instant, afterwards: &mut Afterwards) {
         // 1. Probes that have taken too long.
         for state in all {
-            if state.end_interval(now, afterwards) {
+            if let Some(round) = state.end_interval(now, afterwards) {
                 let mut states = self.states();
-                states.eject_again(&self.rule, state, now, afterwards);
+                states.eject_again(&self.rule, state, round, now, afterwards);
             }
         }
         // 2. The counts of the interval.
@@ -226,9 +226,9 @@ impl<A: Address> Judge<A> for EndpointSet<A> {
         });
     }
 
-    fn eject_again(&self, state: &EndpointState<A>, now: Instant) {
+    fn eject_again(&self, state: &EndpointState<A>, round: u64, now: Instant) {
         self.locked(|states, afterwards| {
-            states.eject_again(&self.rule, state, now, afterwards);
+            states.eject_again(&self.rule, state, round, now, afterwards);
         });
     }
 }
@@ -289,9 +289,14 @@ impl<A: Address> States<A> {
         &mut self,
         rule: &EjectionRule,
         state: &EndpointState<A>,
+        round: u64,
         now: Instant,
         afterwards: &mut Afterwards,
     ) {
+        // Another probe of the round may have failed since.
+        if !state.is_probed_in(round) {
+            return;
+        }
         let objection = match self.has(state) {
             true => self.objection(rule, state, now),
             false => Some("its service was replaced"),

@@ -59,9 +59,9 @@ pub(super) trait Judge<A: Address>: Send + Sync {
     /// Returns whether the event of undecided answers is due, which it is once.
     fn warns_of_undecided(&self) -> bool;
 
-    /// Ejects an endpoint whose probe has failed, or readmits it if the rules forbid another
-    /// ejection.
-    fn eject_again(&self, state: &EndpointState<A>, now: Instant);
+    /// Ejects an endpoint whose probe of this round has failed, or readmits it if the rules forbid
+    /// another ejection. Of several probes of a round that fail at once, the first counts.
+    fn eject_again(&self, state: &EndpointState<A>, round: u64, now: Instant);
 }
 
 /// Permits the next request to go through as a probe. Dropped unsent, it makes room for another
@@ -259,8 +259,8 @@ impl<A: Address> EndpointState<A> {
         }
     }
 
-    /// Ends an interval; returns whether a probe has failed because it never ended.
-    pub(super) fn end_interval(&self, now: Instant, afterwards: &mut Afterwards) -> bool {
+    /// Ends an interval; returns the round of a probe that has failed because it never ended.
+    pub(super) fn end_interval(&self, now: Instant, afterwards: &mut Afterwards) -> Option<u64> {
         if !self.is_closed() {
             // The ejection may have ended. Our balancer notices that by itself; callers that wait
             // elsewhere are woken only here.
@@ -272,7 +272,12 @@ impl<A: Address> EndpointState<A> {
         if verdict == ProbeResult::Closed {
             self.readmit(&breaker, afterwards);
         }
-        verdict == ProbeResult::Failed
+        (verdict == ProbeResult::Failed).then(|| breaker.round())
+    }
+
+    /// Returns whether the probes of this round still decide.
+    pub(super) fn is_probed_in(&self, round: u64) -> bool {
+        self.breaker().is_probed_in(round)
     }
 
     pub(super) fn may_be_ejected(&self) -> bool {
@@ -329,7 +334,7 @@ impl<A: Address> EndpointState<A> {
         drop(breaker);
         if verdict == ProbeResult::Failed {
             match self.judge.upgrade() {
-                Some(judge) => judge.eject_again(self, now),
+                Some(judge) => judge.eject_again(self, probe.0, now),
                 None => self.close(&mut afterwards),
             }
         }

@@ -10,11 +10,11 @@ use super::{
     OutlierLayer,
     counters::CountersRef,
     detector::Reason,
-    endpoint_state::{Admitted, LOOKS},
+    endpoint_state::{Admitted, Judge, LOOKS},
 };
 use crate::{
     afterwards::Afterwards,
-    endpoint::{Endpoint, Target},
+    endpoint::{Endpoint, Status, Target},
 };
 
 #[test]
@@ -202,4 +202,24 @@ fn an_endpoint_that_has_gone_is_not_heard() {
     assert!(gone.is_closed());
     drop((set, state));
     assert!(here.is_closed() && here.state::<&str>().is_none());
+}
+
+/// Between a probe's failure and the ejection, another probe of its round may fail as well.
+#[tokio::test(start_paused = true)]
+async fn of_probes_that_fail_at_once_the_first_counts() {
+    let set = Arc::new(OutlierLayer::default().max_ejected(1.0).endpoint_set());
+    let endpoint = Endpoint::new(0);
+    let counters = [&endpoint, &Endpoint::new(1)].map(|e| set.insert(e, Instant::now()));
+    let state = counters[0].state::<usize>().unwrap();
+    (0..5).for_each(|_| state.fail());
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let Some(Admitted::Probe(probe)) = state.admit() else {
+        panic!("a probe is due");
+    };
+    let round = probe.send();
+    set.eject_again(&state, round, Instant::now());
+    let ejected = endpoint.status();
+    assert!(matches!(ejected, Status::Ejected { .. }), "{ejected:?}");
+    set.eject_again(&state, round, Instant::now());
+    assert_eq!(endpoint.status(), ejected);
 }
