@@ -142,10 +142,10 @@
 //! | `hdrhistogram` | `HedgeLayer::at_quantile`: hedges after a measured quantile |
 //! | `net` | `health::tcp_connect`: a health check that connects |
 //! | `file` | `discover::file`: targets from a file (Rust 1.91) |
-//! | `dns` | `discover::Dns`: targets from A, AAAA and SRV records (Rust 1.88) |
-//! | `consul` | `discover::Consul`: targets from Consul |
-//! | `kubernetes`, `kubernetes-rustls` | `discover::Kubernetes`: targets from EndpointSlices; with TLS (Rust 1.89) |
-//! | `cloud-map`, `cloud-map-rustls` | `discover::CloudMap`: targets from AWS Cloud Map; with a client by the environment (Rust 1.94.1) |
+//! | `dns` | `Dns`: targets from A, AAAA and SRV records (Rust 1.88) |
+//! | `consul` | `Consul`: targets from Consul |
+//! | `kubernetes`, `kubernetes-rustls` | `Kubernetes`: targets from EndpointSlices; with TLS (Rust 1.89) |
+//! | `cloud-map`, `cloud-map-rustls` | `CloudMap`: targets from AWS Cloud Map; with a client by the environment (Rust 1.94.1) |
 //!
 //! None is on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -186,6 +186,18 @@ mod upstream;
 #[cfg(all(test, not(tower_lb_loom)))]
 mod whole;
 
+#[cfg(feature = "cloud-map")]
+#[doc(inline)]
+pub use self::discover::CloudMap;
+#[cfg(feature = "consul")]
+#[doc(inline)]
+pub use self::discover::Consul;
+#[cfg(feature = "dns")]
+#[doc(inline)]
+pub use self::discover::Dns;
+#[cfg(feature = "kubernetes")]
+#[doc(inline)]
+pub use self::discover::Kubernetes;
 #[doc(inline)]
 pub use self::{
     balance::{Balance, BalanceLayer, Driver, SlowStart, Watcher},

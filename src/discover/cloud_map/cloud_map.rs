@@ -20,7 +20,7 @@ use crate::discover::{
 /// ```no_run
 /// use aws_sdk_servicediscovery::Client;
 /// use tower::{ServiceBuilder, service_fn};
-/// use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, discover::CloudMap, each};
+/// use tower_lb::{BalanceLayer, CloudMap, Endpoint, P2c, PeakEwmaLayer, each};
 ///
 /// # async fn run(client: Client) -> Result<(), tower::BoxError> {
 /// let users = ServiceBuilder::new()

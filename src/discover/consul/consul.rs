@@ -21,7 +21,7 @@ use crate::discover::source::{
 ///
 /// ```no_run
 /// use tower::{ServiceBuilder, service_fn};
-/// use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, discover::Consul, each};
+/// use tower_lb::{BalanceLayer, Consul, Endpoint, P2c, PeakEwmaLayer, each};
 ///
 /// # async fn run() -> Result<(), tower::BoxError> {
 /// let users = ServiceBuilder::new()

@@ -16,7 +16,7 @@ use crate::discover::{
 ///
 /// ```no_run
 /// use tower::{ServiceBuilder, service_fn};
-/// use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, discover::Dns, each};
+/// use tower_lb::{BalanceLayer, Dns, Endpoint, P2c, PeakEwmaLayer, each};
 ///
 /// # async fn run() -> Result<(), tower::BoxError> {
 /// let users = ServiceBuilder::new()

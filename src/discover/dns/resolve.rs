@@ -162,7 +162,7 @@ impl Resolve {
 }
 
 /// So many names of SRV records are looked up at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
 
 /// Servers that take longer are as good as gone.
 const LONGEST_ANSWER: Duration = Duration::from_secs(10);

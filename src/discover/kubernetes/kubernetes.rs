@@ -18,7 +18,7 @@ use crate::discover::{
 ///
 /// ```no_run
 /// use tower::{ServiceBuilder, service_fn};
-/// use tower_lb::{BalanceLayer, Endpoint, P2c, PeakEwmaLayer, discover::Kubernetes, each};
+/// use tower_lb::{BalanceLayer, Endpoint, Kubernetes, P2c, PeakEwmaLayer, each};
 ///
 /// # async fn run() -> Result<(), tower::BoxError> {
 /// let users = ServiceBuilder::new()
