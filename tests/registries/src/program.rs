@@ -96,7 +96,7 @@ pub async fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Waits until `is_true`, for at most half a minute.
+/// Waits until `is_true`, for at most 90 s.
 ///
 /// # Panics
 ///
@@ -114,7 +114,7 @@ pub fn until(what: &str, mut is_true: impl FnMut() -> bool) -> impl Future<Outpu
     }
 }
 
-/// Waits until `is_true` without an error, for at most half a minute.
+/// Asks until there is no error, for at most 90 s.
 ///
 /// # Panics
 ///
@@ -130,4 +130,5 @@ pub async fn until_ok<T>(what: &str, mut ask: impl AsyncFnMut() -> io::Result<T>
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// More than the longest pause of a source that has failed, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(90);
