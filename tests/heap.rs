@@ -237,3 +237,20 @@ fn an_endpoint_takes_at_most_400_bytes() {
         "{pending} and {ewma} bytes"
     );
 }
+
+/// What trackers count in is pooled, and the pools grow by slabs.
+#[test]
+fn pools_grow_by_slabs() {
+    const N: usize = 20_000;
+    let layer = PeakEwmaLayer::default();
+    let mut services = Vec::with_capacity(N);
+    let made = measure(|| services.extend((0..N).map(|_| layer.layer(Echo))));
+    assert_eq!(services.len(), N);
+    // 128 bytes each, and the table of the slabs.
+    assert!(made.count_total <= 200, "{} allocations", made.count_total);
+    assert!(
+        made.bytes_total <= 140 * N as u64,
+        "{} bytes",
+        made.bytes_total
+    );
+}

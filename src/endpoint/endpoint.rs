@@ -7,9 +7,11 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
-use tracing::info;
 
-use super::{BreakerView, Census, Counts, Ejection, IntoTarget, Status, Target, census::Entries};
+use super::{
+    Asking, BreakerView, Census, Counts, Ejection, IntoTarget, Notice, Status, Target,
+    census::Entries, notice::wake, state::State,
+};
 
 /// The live handle of one target in a balancer.
 ///
@@ -24,35 +26,6 @@ pub struct Endpoint<A = SocketAddr>(Arc<Inner<A>>);
 struct Inner<A> {
     address: A,
     state: Mutex<State<A>>,
-}
-
-struct State<A> {
-    weight: u32,
-    zone: Option<Arc<str>>,
-    priority: u16,
-    hash_key: Option<Arc<str>>,
-    // Boxed, because few endpoints are ejected.
-    out: Option<Box<Out>>,
-    /// Set by health checks and [`Endpoint::mark_unhealthy`].
-    unhealthy: bool,
-    /// Set until the first health check has ended, where that is waited for.
-    unknown: bool,
-    /// Set while heartbeats are missing.
-    silent: bool,
-    /// The weight computed from the endpoint's own reports.
-    reported: Option<f64>,
-    /// Whether the balancer picks it although it is not available, because too few others are.
-    revived: bool,
-    /// When the status last changed.
-    since: Instant,
-    /// Whom the endpoint asks for another service.
-    source: Weak<Asking<A>>,
-    /// Whether the service is not the first one.
-    is_made_again: bool,
-    /// The driver to notify of a change.
-    driver: Weak<Notify>,
-    /// Where outlier detection counts the endpoint.
-    census: Entries,
 }
 
 impl<A> Endpoint<A> {
@@ -375,123 +348,6 @@ impl<A: fmt::Display> Endpoint<A> {
         };
         notice.tell();
         weight_and_status
-    }
-}
-
-/// The endpoints that ask their source for another service.
-pub(crate) struct Asking<A>(Mutex<Vec<Endpoint<A>>>);
-
-impl<A> Asking<A> {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
-    }
-
-    pub(crate) fn take(&self) -> Vec<Endpoint<A>> {
-        std::mem::take(&mut *self.lock())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Endpoint<A>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Why and until when an endpoint gets no requests.
-#[derive(Debug, Default)]
-struct Out {
-    /// Set by outlier detection and [`Endpoint::eject`].
-    ejected: Option<Ejection>,
-    /// Whether outlier detection has set it, so that a check may end it.
-    by_outliers: bool,
-    /// Until when the server has asked to get no request.
-    rests: Option<Instant>,
-}
-
-/// What is to be told of a change once no lock is held: a wake of the driver, and an event.
-#[must_use = "tell it once no lock is held"]
-pub(crate) struct Notice<A> {
-    endpoint: Endpoint<A>,
-    /// The status before and after, if it has changed.
-    change: Option<(Status, Status)>,
-    driver: Option<Arc<Notify>>,
-}
-
-impl<A: fmt::Display> Notice<A> {
-    pub(crate) fn tell(self) {
-        // First, so that a subscriber that panics does not lose it.
-        wake(self.driver);
-        if let Some((from, to)) = self.change {
-            info!(endpoint = %self.endpoint, ?from, ?to, "status changed");
-        }
-    }
-}
-
-/// The reason of an ejection that the server has asked for.
-const ASKED: &str = "its server asked for a pause";
-
-fn wake(driver: Option<Arc<Notify>>) {
-    if let Some(driver) = driver {
-        driver.notify_one();
-    }
-}
-
-impl<A> State<A> {
-    /// Returns the ejection that lasts longer: that of outlier detection, or the one that the
-    /// server has asked for.
-    fn ejection(&self) -> Option<Ejection> {
-        let out = self.out.as_ref()?;
-        let rest = out.rests.map(|until| Ejection {
-            until,
-            reason: ASKED.into(),
-        });
-        match (&out.ejected, rest) {
-            (Some(ejected), Some(rest)) if ejected.until < rest.until => Some(rest),
-            (ejected, rest) => ejected.clone().or(rest),
-        }
-    }
-
-    fn ejected(&self) -> Option<&Ejection> {
-        self.out.as_ref()?.ejected.as_ref()
-    }
-
-    fn readmit(&mut self) {
-        if let Some(out) = &mut self.out {
-            out.ejected = None;
-        }
-        self.out.take_if(|out| out.rests.is_none());
-    }
-
-    fn status(&self) -> Status {
-        let out = self.out.as_ref();
-        let until = out.and_then(|out| out.ejected.as_ref().map(|e| e.until).max(out.rests));
-        match until {
-            _ if self.unhealthy || self.silent => Status::Unhealthy,
-            _ if self.unknown => Status::Unknown,
-            Some(until) => Status::Ejected { until },
-            None => Status::Available,
-        }
-    }
-
-    /// Changes the state; returns the status before and after if it has changed.
-    fn change(&mut self, set: impl FnOnce(&mut Self)) -> Option<(Status, Status)> {
-        let before = self.status();
-        set(self);
-        let after = self.status();
-        let has_changed = after != before;
-        if has_changed {
-            self.since = Instant::now();
-            self.update_census();
-        }
-        has_changed.then_some((before, after))
-    }
-
-    fn update_census(&mut self) {
-        let status = self.status();
-        self.census.update(self.weight, status);
-    }
-
-    /// Returns the driver to notify if there is a change. The caller releases the lock before.
-    fn driver_if(&self, has_changed: bool) -> Option<Arc<Notify>> {
-        has_changed.then(|| self.driver.upgrade()).flatten()
     }
 }
 

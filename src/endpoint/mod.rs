@@ -4,16 +4,20 @@
 //! [`Endpoint`] is the live handle of one target in a balancer. Every stage of the stack holds the
 //! same handle. So the balancer sees the status that a health check sets.
 
+mod asking;
 mod census;
 mod endpoint;
 mod map;
+mod notice;
+mod state;
 mod status;
 mod target;
 
 pub(crate) use self::{
+    asking::Asking,
     census::{BreakerView, Census, Counts},
-    endpoint::{Asking, Notice},
     map::{EndpointMap, Removed},
+    notice::Notice,
 };
 pub use self::{
     endpoint::Endpoint,
