@@ -39,11 +39,11 @@ use crate::discover::{
 /// # In production
 ///
 /// - **IAM**: the actions `servicediscovery:DiscoverInstances` and
-///   `servicediscovery:DiscoverInstancesRevision`. They have no resource, but the condition keys
+///   `servicediscovery:DiscoverInstancesRevision`, limited by the condition keys
 ///   `servicediscovery:NamespaceName` and `servicediscovery:ServiceName`.
-/// - **A change is seen within the interval**, 5 s by default. ECS deregisters a task before it
-///   stops it, at once: let a task that is told to stop serve on for some seconds, or requests that
-///   were under way are lost. Failover covers the rest.
+/// - **A change is seen within the interval**, 5 s by default. ECS deregisters a task
+///   and then stops it at once: let a task that is told to stop serve on for some seconds, or
+///   requests that were under way are lost. Failover covers the rest.
 /// - **Health** is that of Route 53 checks, of custom checks, or of ECS. An instance without a check
 ///   is healthy. A task that dies without a word is found by its check; outlier detection is faster.
 /// - **Quotas**: an account has so many calls a second for all its clients, see AWS's page on the

@@ -50,7 +50,7 @@ use crate::discover::{
 /// - **TLS** to the API server needs the feature `kubernetes-rustls`, or a TLS feature of the crate
 ///   `kube` in your own dependencies.
 /// - **How long a dead pod keeps traffic.** One that fails its readiness probe: the probe's period
-///   times its failure threshold, 30 s by default. One whose node is lost: 40 s until the node is
+///   times its failure threshold, 30 s by default. One whose node is lost: 40 to 50 s until the node is
 ///   `Unknown`, then its endpoints are not ready. All this time, put
 ///   [`OutlierLayer`](crate::OutlierLayer) above: it ejects such a pod after five failures, and
 ///   [`FailoverLayer`](crate::FailoverLayer) sends the requests elsewhere.
