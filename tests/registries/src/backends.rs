@@ -19,6 +19,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::program::free_port;
+
 /// Servers at one port of several addresses of 127.0.0.0/8, so that DNS can name them.
 #[derive(Debug)]
 pub struct Backends {
@@ -45,9 +47,7 @@ impl Backends {
         static SETS: AtomicUsize = AtomicUsize::new(1);
         let set = SETS.fetch_add(1, Ordering::Relaxed) as u8;
         let ip = |i: u8| Ipv4Addr::new(127, 7, set, i + 1);
-        let listener = TcpListener::bind((ip(0), 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = free_port(ip(0));
         let servers = (0..n).map(|i| Server {
             address: SocketAddr::new(IpAddr::V4(ip(i)), port),
             up: None,

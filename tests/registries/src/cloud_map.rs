@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -66,7 +66,7 @@ impl Moto {
     /// If it does not answer.
     pub async fn start() -> Option<Self> {
         let program = program::find("moto_server", "MOTO_SERVER")?;
-        let port = free_port().await;
+        let port = free_port(Ipv4Addr::LOCALHOST);
         let program = Program::start(&program, &["-H", "127.0.0.1", "-p", &port.to_string()]);
         let moto = SocketAddr::from(([127, 0, 0, 1], port));
         until_ok("moto listens", async || {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -62,7 +62,7 @@ impl Agent {
     /// Starts a real agent; `None` where Consul is not installed, as it is hard to come by.
     pub async fn real() -> Option<Self> {
         let program = program::find_or_say("consul", "CONSUL")?;
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port(Ipv4Addr::LOCALHOST)));
         let mut agent = Self::of(Kind::Real(program, None), address);
         agent.restart().await;
         Some(agent)
@@ -136,7 +136,10 @@ impl Agent {
         match &mut self.kind {
             Kind::Real(program, running) => {
                 let port = |port: u16| format!("{port}");
-                let (server, serf) = (free_port().await, free_port().await);
+                let (server, serf) = (
+                    free_port(Ipv4Addr::LOCALHOST),
+                    free_port(Ipv4Addr::LOCALHOST),
+                );
                 *running = Some(Program::start(
                     program,
                     &[

@@ -42,7 +42,7 @@ impl Knot {
         let program = program::find("knotd", "KNOTD")?;
         let nsupdate = program::find("nsupdate", "NSUPDATE")?;
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port().await;
+        let port = free_port(Ipv4Addr::LOCALHOST);
         let at = folder.path().display();
         let configuration = format!(
             "server:\n    rundir: \"{at}\"\n    listen: 127.0.0.1@{port}\n\
@@ -157,7 +157,7 @@ impl Responder {
     /// Starts to answer.
     pub async fn start(says: Says) -> Self {
         let mut responder = Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST))),
             shared: Arc::new(Mutex::new((says, 0))),
             tasks: JoinSet::new(),
         };

@@ -2,13 +2,14 @@
 
 use std::{
     io,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
 use tokio::{
-    net::TcpListener,
     process::Child,
     time::{Instant, sleep},
 };
@@ -90,11 +91,25 @@ pub fn run(program: &Path, arguments: &[&str], input: Option<&Path>) {
     );
 }
 
-/// Returns a port of 127.0.0.1 that nobody listens at.
-pub async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().port()
+/// Returns a port that nobody uses, at this address, over TCP and UDP.
+///
+/// It is none of those that systems give to clients, so that a server can come back to it.
+pub fn free_port(ip: Ipv4Addr) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Processes at the same time begin at different ones.
+    let first = std::process::id() % 1_000 * 10;
+    loop {
+        let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST_PORT + ((first + next) % PORTS) as u16;
+        let at = (ip, port);
+        if TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok() {
+            return port;
+        }
+    }
 }
+
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u32 = 10_000;
 
 /// Waits until `is_true`, for at most 90 s.
 ///

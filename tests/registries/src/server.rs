@@ -1,6 +1,11 @@
 //! An HTTP server that can go away and come back at the same port.
 
-use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -12,6 +17,8 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpSocket, task::JoinSet};
+
+use crate::program::free_port;
 
 /// The body of an answer, in as many pieces as it comes.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -35,7 +42,7 @@ impl Server {
         Answered: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut server = Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(Ipv4Addr::LOCALHOST))),
             answer: Arc::new(move |request| Box::pin(answer(request))),
             tasks: JoinSet::new(),
         };
