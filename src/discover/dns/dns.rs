@@ -158,6 +158,9 @@ impl Dns {
 
     pub(in crate::discover) fn source(self) -> Result<Source, StartError> {
         let bad = |problem: String| Err(StartError::bad_setting(&self, problem));
+        if self.records == (Records::Addresses { port: 0 }) {
+            return bad("the port is 0".into());
+        }
         let name = Name::from_utf8(&self.name);
         if let (Records::Addresses { port }, Ok(ip)) = (self.records, self.name.parse()) {
             let kind = self.to_string();
@@ -168,9 +171,6 @@ impl Dns {
             Ok(_) => return bad("the name is missing".into()),
             Err(error) => return bad(format!("{:?} is no name: {error}", self.name)),
         };
-        if self.records == (Records::Addresses { port: 0 }) {
-            return bad("the port is 0".into());
-        }
         if matches!(&self.servers, Servers::Given(servers) if servers.is_empty()) {
             return bad("the list of servers is empty".into());
         }

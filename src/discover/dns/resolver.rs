@@ -14,6 +14,8 @@ use hickory_resolver::{
     system_conf::read_system_conf,
 };
 
+use tokio::time::timeout;
+
 use crate::discover::AddressFamily;
 
 /// The servers that are asked.
@@ -120,7 +122,9 @@ impl Resolver {
         let mut ttl = Duration::MAX;
         let mut failed = None;
         for name in self.names(name) {
-            match self.resolver.lookup(name.clone(), kind).await {
+            // By itself, so that one server that is silent about one kind does not silence all.
+            let lookup = timeout(LONGEST_LOOKUP, self.resolver.lookup(name.clone(), kind)).await;
+            match lookup.unwrap_or(Err(NetError::Timeout)) {
                 Ok(lookup) => {
                     let answers = lookup.answers();
                     let records: Vec<T> = answers.iter().filter_map(|r| take(&r.data)).collect();
@@ -242,3 +246,6 @@ impl fmt::Display for Failed {
         }
     }
 }
+
+/// Leaves time for others within the time of the whole answer.
+const LONGEST_LOOKUP: Duration = Duration::from_secs(4);

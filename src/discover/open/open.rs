@@ -135,6 +135,14 @@ mod tests {
                 "\"users\" is not an address with a port, at character 20",
             ),
             (
+                "static://10.0.0.1:80",
+                "nothing may stand between `//` and `/`, at character 10",
+            ),
+            (
+                "static://",
+                "\"\" is not an address with a port, at character 10",
+            ),
+            (
                 "static:",
                 "\"\" is not an address with a port, at character 8",
             ),

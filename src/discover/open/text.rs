@@ -17,7 +17,8 @@ impl<'a> Text<'a> {
         let (scheme, rest) = whole.split_once(':').ok_or(Kind::NoScheme)?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = match rest.strip_prefix("//") {
-            Some(rest) => rest.split_once('/').unwrap_or((rest, "")),
+            // An empty path is a part of the text as well, so that it has a place.
+            Some(rest) => rest.split_once('/').unwrap_or((rest, &rest[rest.len()..])),
             None => ("", rest),
         };
         Ok(Self {

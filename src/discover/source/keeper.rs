@@ -106,6 +106,10 @@ impl<A: Address> Keeper<A> {
         let mut news = Vec::new();
         self.state.last_success = Some(now);
         if std::mem::take(&mut self.failures) > 0 {
+            // What was held is not believed on the first answer of a registry that has come back.
+            if let Some(held) = &mut self.held {
+                held.since = now;
+            }
             let since = self.stale_since.take().unwrap_or(now);
             let stale_for = now.saturating_duration_since(since);
             news.push(News::IsWell { stale_for });
@@ -325,10 +329,10 @@ mod tests {
         keeper.fail("gone".into(), now + secs(10));
         assert_eq!(keeper.due(), None);
         assert_eq!(served(&keeper.pass(now + secs(40))), None);
-        assert_eq!(
-            served(&keeper.answer(list([]), now + secs(41))),
-            Some(vec![])
-        );
+        // The first answer of a registry that has come back is not believed by itself.
+        assert_eq!(served(&keeper.answer(list([]), now + secs(41))), None);
+        assert_eq!(served(&keeper.pass(now + secs(70))), None);
+        assert_eq!(served(&keeper.pass(now + secs(71))), Some(vec![]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,10 +84,11 @@ where
     let lists = stream::unfold(ask, |mut ask| async move {
         let asked = async {
             let asked = guarded(&mut ask)?;
-            guarded_future(asked).await
+            let answer = guarded_future(asked).await?;
+            guarded(|| in_words(answer))
         };
         let answer = match timeout(LONGEST_ANSWER, asked).await {
-            Ok(Ok(answer)) => in_words(answer),
+            Ok(Ok(answer)) => answer,
             Ok(Err(panic)) => Err(in_panic(&panic)),
             Err(_) => Err(format!("no answer within {LONGEST_ANSWER:?}")),
         };
